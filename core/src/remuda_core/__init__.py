@@ -1,0 +1,1 @@
+"""What every Remuda service shares: pure rules, the etcd client, the RPC chain."""

@@ -1,0 +1,1 @@
+"""What tests of every service share: real processes, and bounded waits."""

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Fills the generated parts of the documents from the code that they describe.
+
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`, where NAME is a key of RENDERERS.
+`--check` changes nothing and fails when a part is not what the code says.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto
+
+ROOT = Path(__file__).resolve().parents[1]
+PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# Field numbers in descriptor.proto, of which the paths in SourceCodeInfo consist.
+FILE_SERVICE, SERVICE_METHOD = 6, 2
+
+
+def first_sentence(comment: str) -> str:
+    """A comment's first sentence on one line, safe inside a Markdown table."""
+    text = " ".join(comment.split()).replace("|", "\\|")
+    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0]
+
+
+def signature(method: MethodDescriptorProto) -> str:
+    request, response = (name.rpartition(".")[2] for name in (method.input_type, method.output_type))
+    incoming = "stream " if method.client_streaming else ""
+    outgoing = "stream " if method.server_streaming else ""
+    return f"{incoming}{request} → {outgoing}{response}"
+
+
+def services(file: FileDescriptorProto) -> Iterator[str]:
+    comments = {
+        tuple(location.path): location.leading_comments for location in file.source_code_info.location
+    }
+    for index, service in enumerate(file.service):
+        yield f"\n### {file.package}.{service.name}\n"
+        yield f"{' '.join(comments.get((FILE_SERVICE, index), '').split())}\n"
+        yield "| rpc | messages | what it does |"
+        yield "|---|---|---|"
+        for number, method in enumerate(service.method):
+            comment = comments.get((FILE_SERVICE, index, SERVICE_METHOD, number), "")
+            yield f"| `{method.name}` | {signature(method)} | {first_sentence(comment)} |"
+
+
+def api() -> str:
+    """Every rpc of our own services, from the comments in the .proto files."""
+    with tempfile.TemporaryDirectory() as scratch:
+        image = Path(scratch) / "image.binpb"
+        subprocess.run([sys.executable, str(ROOT / "protos/generate.py"), "--image", str(image)], check=True)
+        files = FileDescriptorSet.FromString(image.read_bytes()).file
+    lines = [line for file in files if file.package.startswith("remuda.") for line in services(file)]
+    return "\n".join(lines) + "\n"
+
+
+RENDERERS: Mapping[str, Callable[[], str]] = {"api": api}
+
+
+def rendered(text: str) -> str:
+    """The document with its generated parts as they should be."""
+    return PART.sub(lambda part: f"{part[1]}{RENDERERS[part[2]]()}{part[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail when a part is out of date"
+    )
+    check: bool = parser.parse_args().check
+    stale = []
+    for document in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]):
+        text = document.read_text()
+        wanted = rendered(text)
+        if wanted != text:
+            stale.append(str(document.relative_to(ROOT)))
+            if not check:
+                document.write_text(wanted)
+    if stale and check:
+        sys.exit(f"out of date: {', '.join(stale)}: run `make docs` and commit the result")
+    print(f"documents written: {', '.join(stale) or 'none, all up to date'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Fixtures for end-to-end tests. A conftest.py takes them with ``from remuda_lab.testing import ...``.
+
+``bare_lab`` has hosts and libvirt but no services. Labs of tests are tethered: they end with the test process
+however that ends, and what an older run left is swept before a new lab starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from remuda_lab.guest import GuestImage, ensure_guest_image
+from remuda_lab.lab import Lab
+from remuda_lab.layout import lab_paths
+
+
+def require_root() -> None:
+    """Skip the calling test, with the reason, where namespaces cannot be made."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab makes namespaces and bridges: run as root")
+
+
+@contextmanager
+def tether() -> Iterator[int]:
+    """The read end of a pipe that closes with this process."""
+    read_end, write_end = os.pipe()
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@contextmanager
+def running_lab(name: str, *, hosts: int) -> Iterator[Lab]:
+    """A lab of its own for the length of the block; everything is proven gone at the end."""
+    require_root()
+    # Test workers run side by side; each has a lab of its own.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    lab = Lab(lab_paths(f"test-{name}{'-' if worker else ''}{worker}"))
+    lab.down()
+    with tether() as read_end:
+        lab.up(hosts=hosts, tether=read_end)
+        try:
+            yield lab
+        finally:
+            lab.down()
+
+
+@pytest.fixture(scope="session")
+def bare_lab() -> Iterator[Lab]:
+    """Three hosts with libvirt, without any service of Remuda."""
+    with running_lab("bare", hosts=3) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> GuestImage:
+    """The project's guest, built when the cache has none."""
+    return ensure_guest_image()

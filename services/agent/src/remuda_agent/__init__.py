@@ -1,0 +1,1 @@
+"""One host: libvirt domains, disks, config drives, migration jobs."""

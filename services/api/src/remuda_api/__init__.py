@@ -1,0 +1,1 @@
+"""The public gateway: identity, validation, admission, reads and watches."""

@@ -1,0 +1,1 @@
+"""Image bytes: chunked, content-addressed, deduplicated."""

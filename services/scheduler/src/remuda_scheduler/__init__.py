@@ -1,0 +1,1 @@
+"""Placement and the execution of every operation (sagas), under one elected leader."""
