@@ -84,7 +84,8 @@ def host_number(name: str) -> int:
 def hosts_file(hosts: tuple[HostPlan, ...]) -> str:
     """An /etc/hosts in which every name of the lab resolves, a host's own to its management address.
 
-    Debian's installer gives the own name to 127.0.1.1; a migration peer that believed it would talk to itself.
+    Debian's installer gives the own name to 127.0.1.1; a migration peer that believed it would talk to
+    itself.
     """
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost"]
     lines += [f"{address} {name}" for name, address in SERVICE_ADDRESSES.items()]

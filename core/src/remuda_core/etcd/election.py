@@ -138,13 +138,15 @@ class Leadership:
         self._observer.cancel()
 
     async def _observe(self) -> None:
-        """Notice it at once when the key is deleted or taken by force."""
+        """Notice it at once when the key is deleted or overwritten by force."""
         async with self._etcd.watch(self._key, start_revision=self.epoch + 1) as watch:
             try:
                 async for batch in watch:
                     for event in batch.events:
-                        if event.kind is EventKind.DELETE or event.kv.create_revision != self.epoch:
+                        if event.kind is EventKind.DELETE:
                             self.end("the leader key was deleted")
+                        elif event.kv.lease != self._keeper.lease_id:
+                            self.end("the leader key was overwritten")
             except EtcdError as error:
                 # Compacted, or no rights to watch: the lease and the fence go on protecting the term.
                 _log.warning("cannot watch the leader key: %s", error)
@@ -218,8 +220,19 @@ class Election:
             return candidacy.elected(
                 Leadership(self._etcd, self._key, keeper, epoch=epoch, cluster_id=result.cluster_id)
             )
-        await self._wait_vacant(result.revision + 1, candidacy)
+        if holder is not None and holder.lease == 0:
+            await self._remove_forged(holder)
+        else:
+            await self._wait_vacant(result.revision + 1, candidacy)
         return None
+
+    async def _remove_forged(self, holder: KeyValue) -> None:
+        """A leader key without a lease was put by hand, and would keep everybody from leading for ever."""
+        _log.error("removing the leader key %s: it has no lease", self._key)
+        with contextlib.suppress(OutcomeUnknown, Unavailable):
+            await self._etcd.txn(
+                compare=[ops.mod_is(self._key, holder.mod_revision)], success=[ops.delete(self._key)]
+            )
 
     async def _wait_vacant(self, start_revision: int, candidacy: "_Candidacy") -> None:
         async def vacant() -> None:

@@ -59,6 +59,8 @@ class Transport:
         self._token: str | None = None
         self._login_lock = asyncio.Lock()
         self.closed = False
+        self.logins = 0
+        """How often a token was fetched."""
 
     async def close(self) -> None:
         self.closed = True
@@ -164,6 +166,7 @@ class Transport:
             async with self._login_lock:
                 if self._token is None:
                     self._token = await self._authenticate(deadline)
+                    self.logins += 1
         return self._token
 
     def forget_token(self, token: str | None) -> None:
