@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto
+from remuda_core import lifecycle
+from remuda_core.errors import REASONS
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -25,7 +27,7 @@ FILE_SERVICE, SERVICE_METHOD = 6, 2
 def first_sentence(comment: str) -> str:
     """A comment's first sentence on one line, safe inside a Markdown table."""
     text = " ".join(comment.split()).replace("|", "\\|")
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0]
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 
 
 def signature(method: MethodDescriptorProto) -> str:
@@ -55,11 +57,48 @@ def api() -> str:
         image = Path(scratch) / "image.binpb"
         subprocess.run([sys.executable, str(ROOT / "protos/generate.py"), "--image", str(image)], check=True)
         files = FileDescriptorSet.FromString(image.read_bytes()).file
-    lines = [line for file in files if file.package.startswith("remuda.") for line in services(file)]
+    public = ("remuda.compute.", "remuda.image.")
+    own = sorted(
+        (file for file in files if file.package.startswith("remuda.")),
+        key=lambda file: (not file.package.startswith(public), file.name),
+    )
+    lines = [line for file in own for line in services(file)]
     return "\n".join(lines) + "\n"
 
 
-RENDERERS: Mapping[str, Callable[[], str]] = {"api": api}
+def errors() -> str:
+    """Every reason with its status code and meaning."""
+    rows = [
+        f"| `{reason.value}` | {meaning.code.name} | {meaning.text} |"
+        for reason, meaning in sorted(REASONS.items(), key=lambda row: row[0].value)
+    ]
+    return "\n".join(["| reason | code | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def states() -> str:
+    """The table of actions and states."""
+    rows = []
+    for action, row in lifecycle.TABLE.items():
+        rpc, _, kind = action.value.partition(":")
+        allowed = [
+            lifecycle.state_name(state) + ("*" if state in row.discard_memory else "")
+            for state in lifecycle.STATES
+            if state in row.allowed_from
+        ]
+        start = "every state" if len(allowed) == len(lifecycle.STATES) else ", ".join(allowed) or "none"
+        already = ", ".join(lifecycle.state_name(s) for s in lifecycle.STATES if s in row.already_in)
+        locked = row.while_locked.name.lower()
+        rows.append(
+            f"| `{rpc}` {kind}".rstrip() + f" | {start} | {row.afterwards} | {already or 'none'} | {locked} |"
+        )
+    head = [
+        "| action | allowed from | afterwards | success without effect in | while locked |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+RENDERERS: Mapping[str, Callable[[], str]] = {"api": api, "errors": errors, "states": states}
 
 
 def rendered(text: str) -> str:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Asks buf whether the .proto files still understand those of an earlier commit.
 
-The earlier commit is $REMUDA_BREAKING_BASE, else the newest commit that this work shares with origin/main
-and that is not the very tree being checked. A wanted break (before a release) is written down in buf.yaml
-under `breaking.ignore_only`, with its reason.
+The earlier commit is $REMUDA_BREAKING_BASE, else what this work shares with origin/main, else (on main
+itself, where that would be the tree being checked) the newest release's tag. Commits that were never
+published bind nobody. A wanted break is written down in buf.yaml under `breaking.ignore_only`, with its
+reason, until the commit that it breaks is no longer the baseline.
 """
 
 import os
@@ -32,16 +33,14 @@ def baseline() -> str | None:
     """The commit to compare with, None when there is none."""
     if wanted := os.environ.get("REMUDA_BREAKING_BASE"):
         return commit(wanted) or sys.exit(f"REMUDA_BREAKING_BASE={wanted} is no commit of this repository")
-    head = commit("HEAD")
-    if head is None:
-        return None
     shared = git("merge-base", "HEAD", "origin/main")
-    base = shared.decode().strip() if shared else head
-    # On main itself, or in a clone of it, HEAD is what is being checked: look one commit back, unless
-    # the work tree differs from HEAD.
-    if base == head and git("diff", "--quiet", "HEAD", "--", f"protos/{SOURCES}") is not None:
-        return commit("HEAD^")
-    return base
+    if shared:
+        published = shared.decode().strip()
+        unchanged = git("diff", "--quiet", published, "--", f"protos/{SOURCES}") is not None
+        if published != commit("HEAD") or not unchanged:
+            return published
+    tag = git("describe", "--tags", "--abbrev=0", "--match", "v[0-9]*")
+    return commit(tag.decode().strip()) if tag else None
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
     base = baseline()
     archive = git("archive", base, f"protos/{SOURCES}") if base else None
     if archive is None:
-        print("buf breaking: no earlier commit with .proto files, nothing to compare with", file=sys.stderr)
+        print("buf breaking: no published commit with .proto files, nothing to compare with", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(["tar", "-x", "-C", scratch], input=archive, check=True)

@@ -46,7 +46,7 @@ def written(tree: list[Path]) -> list[Path]:
 @pytest.fixture(scope="session")
 def syntax(written: list[Path]) -> Mapping[Path, ast.Module]:
     """Every hand-written Python file, parsed."""
-    return {path: ast.parse((ROOT / path).read_text()) for path in written if path.suffix == ".py"}
+    return {path: ast.parse((ROOT / path).read_text(), str(path)) for path in written if path.suffix == ".py"}
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from remuda_core.etcd.model import KeyValue
 from remuda_core.etcd.ops import (
     MAX_OPS,
     absent,
+    absent_prefix,
     create_is,
     delete,
     delete_prefix,
@@ -116,6 +117,8 @@ async def test_each_comparison_holds_when_it_should_and_only_then(etcd: Etcd, et
         (value_is(key, b"2"), True),
         (value_is(key, b"1"), False),
         (value_is(missing, b""), False),
+        (absent_prefix(etcd_prefix), False),
+        (absent_prefix(missing), True),
     ]
     for compare, holds in cases:
         assert (await etcd.txn(compare=[compare])).succeeded is holds, compare

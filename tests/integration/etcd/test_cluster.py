@@ -37,7 +37,7 @@ def cluster(running_cluster: EtcdCluster) -> Iterator[EtcdCluster]:
 
 @pytest_asyncio.fixture
 async def clustered(cluster: EtcdCluster) -> AsyncIterator[Etcd]:
-    async with Etcd.open(cluster.config()) as client:
+    async with Etcd.open(cluster.config(timeout_seconds=2.0)) as client:
         yield client
 
 
@@ -183,8 +183,9 @@ async def test_a_watch_leaves_a_member_that_was_cut_off_from_the_others(
         # To the lonely member, stopped ones are as good as gone.
         for member in others:
             member.pause()
-        await wait_for(lambda: watch.reconnects > 0, timeout=20)
-        assert "no leader" in watch.last_error
+        await wait_for(
+            lambda: "no leader" in watch.last_error, timeout=20, last_status=lambda: watch.last_error
+        )
         for member in others:
             member.resume()
         await clustered.put(etcd_prefix + "k", b"")

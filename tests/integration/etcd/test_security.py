@@ -161,13 +161,13 @@ async def test_an_expired_token_is_renewed_for_reads_writes_and_watches(guarded_
         first = etcd.transport.token
         assert first is not None
         # Nothing tells that a token has run out but using it, which would prolong it: let its time pass.
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(2.3)
         async with etcd.watch("/api/k") as watch:
             batches = aiter(watch)
             await anext(batches)
             second = etcd.transport.token
             assert second not in (None, first)
-            await asyncio.sleep(3.0)
+            await asyncio.sleep(2.3)
             # Many at once find it expired: they log in once.
             await asyncio.gather(*(etcd.put(f"/api/{number}", b"") for number in range(20)))
             third = etcd.transport.token

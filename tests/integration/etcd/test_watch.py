@@ -12,7 +12,7 @@ from remuda_core.etcd.model import Event, EventKind, WatchBatch
 from remuda_core.etcd.ops import delete, put
 from remuda_core.etcd.watch import Watch
 from remuda_core.testing.etcd import EtcdServer, etcd_server
-from remuda_core.testing.tcp_proxy import TcpProxy
+from remuda_core.testing.tcp_proxy import TcpProxy, tcp_proxy
 from remuda_core.testing.waiting import wait_for
 
 
@@ -124,28 +124,38 @@ async def test_etcd_is_killed_and_restarted_under_writes_and_the_watch_has_no_ga
 
 
 async def test_a_network_that_falls_silent_is_noticed_and_the_watch_goes_on(
-    proxy: TcpProxy, behind_proxy: Etcd, etcd: Etcd, etcd_prefix: str
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    async with collecting(behind_proxy.watch_prefix(etcd_prefix)) as seen:
-        proxy.freeze()
-        revision = await etcd.put(etcd_prefix + "k", b"")
-        # gRPC's keep-alive: a ping after 10 s, given up after 5 more.
-        await wait_for(lambda: not seen.watch.connected, timeout=25)
-        await proxy.cut()
-        await proxy.restore()
-        await wait_for(lambda: seen.until(revision), timeout=10)
-    assert len(seen.events) == 1
+    arguments = ["--grpc-keepalive-min-time=500ms"]
+    directory = tmp_path_factory.mktemp("etcd")
+    with etcd_server(directory, election_timeout_ms=200, arguments=arguments) as server:
+        async with tcp_proxy(server.endpoint) as proxy, Etcd.open(server.config()) as direct:
+            config = server.config(endpoints=(proxy.endpoint,), silence_seconds=1.5)
+            async with Etcd.open(config) as etcd, collecting(etcd.watch("/k")) as seen:
+                proxy.freeze()
+                revision = await direct.put("/k", b"")
+                await wait_for(lambda: seen.watch.reconnects, timeout=10)
+                assert "ping timeout" in seen.watch.last_error
+                await proxy.cut()
+                await proxy.restore()
+                await wait_for(lambda: seen.until(revision), timeout=10)
+                assert len(seen.events) == 1
 
 
 async def test_answers_larger_than_a_message_are_put_together(etcd: Etcd, etcd_prefix: str) -> None:
-    """etcd cuts what is beyond 2 MiB into fragments."""
-    start = await etcd.put(etcd_prefix + "0", b"0" * 1_000_000)
-    for number in range(1, 8):
-        last = await etcd.put(f"{etcd_prefix}{number}", b"%d" % number * 1_000_000)
+    """etcd cuts what is beyond 2 MiB into fragments, also in the middle of a transaction."""
+    start = await etcd.put(etcd_prefix + "a", bytes(1_000_000))
+    for number in range(4):
+        names = (f"{etcd_prefix}{number}-", f"{etcd_prefix}{number}+")
+        last = (await etcd.txn(success=[put(name, bytes(700_000)) for name in names])).revision
     async with collecting(etcd.watch_prefix(etcd_prefix, start_revision=start)) as seen:
         await wait_for(lambda: seen.until(last), timeout=20)
-    assert [event.kv.key[-1] for event in seen.events] == list("01234567")
-    assert [len(event.kv.value) for event in seen.events] == [1_000_000] * 8
+    keys = [event.kv.key.removeprefix(etcd_prefix) for event in seen.events]
+    assert keys == ["a", "0-", "0+", "1-", "1+", "2-", "2+", "3-", "3+"]
+    assert sum(len(event.kv.value) for event in seen.events) == 6_600_000
+    # No revision in two batches: a reader in between would see half of a transaction.
+    revisions = [{event.kv.mod_revision for event in batch.events} for batch in seen.batches if batch.events]
+    assert sum(map(len, revisions)) == len(set.union(*revisions)) == 5
 
 
 async def test_a_progress_notification_moves_an_idle_watch_on(

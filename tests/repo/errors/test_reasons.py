@@ -20,7 +20,11 @@ def test_every_reason_is_documented(read: Callable[[str], str]) -> None:
 
 def test_every_reason_is_raised_in_some_test(root: Path) -> None:
     suites = ("unit", "contract", "integration", "e2e")
-    text = "\n".join(path.read_text() for suite in suites for path in (root / "tests" / suite).rglob("*.py"))
+    files = [path for suite in suites for path in (root / "tests" / suite).rglob("*.py")]
+    # The registry's own tests walk over all reasons and raise none.
+    text = "\n".join(
+        path.read_text() for path in files if not path.is_relative_to(root / "tests/unit/errors")
+    )
     unproven = [
         reason.value
         for reason in Reason

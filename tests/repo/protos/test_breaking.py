@@ -61,10 +61,26 @@ def test_a_repository_without_a_commit_passes_and_says_so(repository: Path, git:
     assert "nothing to compare with" in done.stderr
 
 
-def test_an_added_field_passes_and_a_removed_one_does_not(repository: Path, git: Git) -> None:
-    write(repository, OLD)
+def publish(git: Git) -> None:
+    """What `git push` leaves behind in the pushing repository."""
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+
+
+def save(repository: Path, git: Git, text: str) -> None:
+    write(repository, text)
     git("add", "protos")
-    git("commit", "-m", "one")
+    git("commit", "-m", "sample")
+
+
+def test_commits_that_were_never_published_bind_nobody(repository: Path, git: Git) -> None:
+    save(repository, git, OLD)
+    write(repository, SHRUNK)
+    assert check(repository).returncode == 0
+
+
+def test_an_added_field_passes_and_a_removed_one_does_not(repository: Path, git: Git) -> None:
+    save(repository, git, OLD)
+    publish(git)
     write(repository, GROWN)
     assert check(repository).returncode == 0
     write(repository, SHRUNK)
@@ -74,20 +90,26 @@ def test_an_added_field_passes_and_a_removed_one_does_not(repository: Path, git:
     assert "add instead of changing" in done.stderr
 
 
-def test_a_committed_break_is_found_by_looking_one_commit_back(repository: Path, git: Git) -> None:
-    for number, text in enumerate((OLD, SHRUNK)):
-        write(repository, text)
-        git("add", "protos")
-        git("commit", "-m", str(number))
+def test_a_committed_break_is_found_against_what_is_published(repository: Path, git: Git) -> None:
+    save(repository, git, OLD)
+    publish(git)
+    save(repository, git, SHRUNK)
+    assert check(repository).returncode != 0
+
+
+def test_a_clone_of_main_is_compared_with_the_newest_release(repository: Path, git: Git) -> None:
+    save(repository, git, OLD)
+    git("tag", "v1.0.0")
+    save(repository, git, SHRUNK)
+    publish(git)
     assert check(repository).returncode != 0
 
 
 def test_a_named_base_is_used_and_a_wrong_one_refused(repository: Path, git: Git) -> None:
-    for number, text in enumerate((OLD, SHRUNK)):
-        write(repository, text)
-        git("add", "protos")
-        git("commit", "-m", str(number))
+    save(repository, git, OLD)
+    save(repository, git, SHRUNK)
     assert check(repository, "HEAD").returncode == 0
+    assert check(repository, "HEAD^").returncode != 0
     done = check(repository, "nowhere")
     assert done.returncode == 1
     assert "nowhere is no commit" in done.stderr

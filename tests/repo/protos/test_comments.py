@@ -71,15 +71,3 @@ def test_every_rpc_message_field_and_value_has_a_comment(image: FileDescriptorSe
         }
         silent += [f"{file.name}: {name}" for path, name in elements(file) if not comments.get(path)]
     assert not silent
-
-
-def test_a_comment_says_more_than_the_name(image: FileDescriptorSet) -> None:
-    parrots = []
-    for file in own(image):
-        comments = {tuple(loc.path): loc.leading_comments for loc in file.source_code_info.location}
-        for path, name in elements(file):
-            said = "".join(c for c in comments.get(path, "").lower() if c.isalpha())
-            bare = "".join(c for c in name.rpartition(".")[2].rpartition("/")[2].lower() if c.isalpha())
-            if said in {bare, f"the{bare}"}:
-                parrots.append(f"{file.name}: {name}")
-    assert not parrots

@@ -47,6 +47,14 @@ def test_with_tls_the_certificate_is_checked_against_one_name() -> None:
     assert dict(named.channel_options())["grpc.default_authority"] == "etcd.internal"
 
 
+def test_pings_are_no_more_frequent_than_etcd_allows() -> None:
+    options = dict(EtcdConfig(endpoints=("10.0.0.1:2379",)).channel_options())
+    assert int(options["grpc.keepalive_time_ms"]) >= 5_000
+    assert options["grpc.keepalive_permit_without_calls"] == 0
+    # gRPC core gives up by the longer of these two.
+    assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"] == 5_000
+
+
 def test_secrets_do_not_show_in_its_text() -> None:
     text = repr(
         EtcdConfig(endpoints=("h:1",), user="api", password="hidden", ca=b"a", cert=b"b", key=b"hush")

@@ -35,6 +35,8 @@ from remuda_core.etcd.watch import Watch
 __all__ = ["Etcd", "EtcdConfig"]
 
 _SETTLE_PAUSE_SECONDS = 0.1
+# Asking again is harmless here; the usual reason for silence is a raft election of one or two seconds.
+_WITNESSED_ATTEMPT_SECONDS = 2.0
 
 
 class Etcd:
@@ -173,7 +175,7 @@ class Etcd:
         written = witness_value(request, witness)
         limit = self.config.timeout_seconds if timeout is None else timeout
         # An attempt gets a part of the time, so that there is some left to ask again.
-        deadline, attempt = time.monotonic() + limit, limit / 3
+        deadline, attempt = time.monotonic() + limit, min(limit / 3, _WITNESSED_ATTEMPT_SECONDS)
         try:
             return txn_result(await self._transport.call(wire.TXN, request, timeout=attempt))
         except OutcomeUnknown as unknown:

@@ -166,6 +166,11 @@ class Keys:
     def upload(self, image: ImageId) -> str:
         return f"{self.prefix}uploads/{image}"
 
+    @property
+    def image_sweep(self) -> str:
+        """Held under a lease while chunks are removed, or verified before an image becomes ACTIVE."""
+        return f"{self.prefix}gc/images"
+
     def image_refs(self, image: ImageId) -> str:
         return f"{self.prefix}image_refs/{image}/"
 

@@ -30,6 +30,16 @@ def absent(key: str) -> Compare:
     return create_is(key, 0)
 
 
+def absent_prefix(prefix: str) -> Compare:
+    """No key begins with `prefix`, which must not be empty."""
+    if not prefix:
+        raise ValueError("absent_prefix of the empty prefix would compare everything in etcd")
+    compare = create_is(prefix, 0)
+    # etcd compares every key of the range, and a range without keys as one key that does not exist.
+    compare.range_end = prefix_end(prefix)
+    return compare
+
+
 def exists(key: str) -> Compare:
     return pb.Compare(
         key=key.encode(),

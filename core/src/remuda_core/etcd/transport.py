@@ -39,7 +39,7 @@ def backoff(*, first: float = 0.05, most: float = 2.0) -> Iterator[float]:
     """Endless pauses in seconds, doubling from `first` to `most`, each shortened at random by up to half."""
     pause = first
     while True:
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
+        yield pause * random.uniform(0.5, 1.0)
         pause = min(pause * 2, most)
 
 

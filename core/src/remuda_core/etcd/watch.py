@@ -10,6 +10,7 @@ way (etcd-io/etcd#15220), and a position taken from it is a gap after the next r
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -77,7 +78,9 @@ class Watch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._batches.aclose()
+        # RuntimeError: another task is reading. The stream is that task's, and ends when it is cancelled.
+        with contextlib.suppress(RuntimeError):
+            await self._batches.aclose()
 
     def __aiter__(self) -> AsyncGenerator[WatchBatch, None]:
         return self._batches

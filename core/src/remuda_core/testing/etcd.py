@@ -297,7 +297,7 @@ def free_ports(count: int) -> tuple[int, ...]:
     """Ports that were free a moment ago on the loopback interface, all different."""
     found: list[int] = []
     while len(found) < count:
-        port = random.choice(_PORTS)  # noqa: S311 - not a secret
+        port = random.choice(_PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,8 @@ class TcpProxy:
         self._answers = asyncio.Event()
         self._requests.set()
         self._answers.set()
+        self.last_request_at = 0.0
+        """time.monotonic() when a client last sent something."""
 
     @property
     def endpoint(self) -> str:
@@ -74,8 +77,8 @@ class TcpProxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         target_reader, target_writer = await asyncio.open_connection(*self._target)
         pumps = {
-            asyncio.create_task(_pump(reader, target_writer, self._requests)),
-            asyncio.create_task(_pump(target_reader, writer, self._answers)),
+            asyncio.create_task(self._send(reader, target_writer)),
+            asyncio.create_task(self._answer(target_reader, writer)),
         }
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -85,12 +88,18 @@ class TcpProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             target_writer.transport.abort()
 
+    async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(_CHUNK):
+            self.last_request_at = time.monotonic()
+            await self._requests.wait()
+            writer.write(data)
+            await writer.drain()
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
-    while data := await reader.read(_CHUNK):
-        await gate.wait()
-        writer.write(data)
-        await writer.drain()
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(_CHUNK):
+            await self._answers.wait()
+            writer.write(data)
+            await writer.drain()
 
 
 @asynccontextmanager

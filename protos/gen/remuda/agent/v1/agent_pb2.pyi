@@ -6,6 +6,7 @@ Orders of the scheduler's leader to one host."""
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from remuda.agent.v1 import common_pb2 as _common_pb2
 from remuda.compute.v1 import operation_pb2 as _operation_pb2
@@ -159,10 +160,13 @@ class EnsureBaseImage(_message.Message):
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     image_id: _builtins.str
     """UUID of the image."""
     manifest_digest: _builtins.str
     """BLAKE3 digest of its manifest, lower-case hex."""
+    pool: _builtins.str
+    """Pool whose cache it goes to: a base lies beside the overlays that need it."""
     @_builtins.property
     def grant(self) -> _chunk_pb2.SignedGrant:
         """Leave to read it."""
@@ -173,10 +177,11 @@ class EnsureBaseImage(_message.Message):
         image_id: _builtins.str = ...,
         manifest_digest: _builtins.str = ...,
         grant: _chunk_pb2.SignedGrant | None = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "image_id", b"image_id", "manifest_digest", b"manifest_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "image_id", b"image_id", "manifest_digest", b"manifest_digest", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +493,7 @@ class StepOutput(_message.Message):
     OBSERVED_FIELD_NUMBER: _builtins.int
     GUEST_AGENT_ANSWERED_FIELD_NUMBER: _builtins.int
     DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    RESUME_TIME_FIELD_NUMBER: _builtins.int
     machine_type: _builtins.str
     """Canonical machine type of the domain, from DefineDomain."""
     forced: _builtins.bool
@@ -500,6 +506,10 @@ class StepOutput(_message.Message):
     def observed(self) -> _registry_pb2.ObservedInstance:
         """What was seen after the step."""
 
+    @_builtins.property
+    def resume_time(self) -> _timestamp_pb2.Timestamp:
+        """From FinishIncoming: when the guest was seen to resume here; unset: unknown."""
+
     def __init__(
         self,
         *,
@@ -508,10 +518,11 @@ class StepOutput(_message.Message):
         observed: _registry_pb2.ObservedInstance | None = ...,
         guest_agent_answered: _builtins.bool = ...,
         downtime_ms: _builtins.int | None = ...,
+        resume_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "observed", b"observed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "forced", b"forced", "guest_agent_answered", b"guest_agent_answered", "machine_type", b"machine_type", "observed", b"observed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "forced", b"forced", "guest_agent_answered", b"guest_agent_answered", "machine_type", b"machine_type", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__downtime_ms: _TypeAlias = _typing.Literal["downtime_ms"]  # noqa: Y015
     _WhichOneofArgType__downtime_ms: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms"]  # noqa: Y015

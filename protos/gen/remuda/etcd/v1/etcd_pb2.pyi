@@ -4,10 +4,10 @@ isort:skip_file
 The part of etcd's v3 API that Remuda speaks, as messages only.
 
 Wire compatibility with etcd rests on field numbers and on the rpc paths in
-remuda_core/etcd/wire.py ("/etcdserverpb.KV/Range", ...), not on the names here. The package is
+core/src/remuda_core/etcd/wire.py ("/etcdserverpb.KV/Range", ...), not on the names here. The package is
 our own, because two sets of etcd stubs in one process clash in the descriptor pool; so any
 etcd library may be imported beside Remuda. Source of the numbers:
-etcd api/etcdserverpb/rpc.proto, api/mvccpb/kv.proto, unchanged since 3.0 for the fields used.
+etcd 3.4 api/etcdserverpb/rpc.proto and api/mvccpb/kv.proto; etcd never gives a number a second meaning.
 tests/unit/etcd compares this file with the descriptors that the etcd3 package carries.
 """
 

@@ -27,23 +27,24 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from remuda.compute.v1 import flavor_pb2 as remuda_dot_compute_dot_v1_dot_flavor__pb2
 from remuda.compute.v1 import host_pb2 as remuda_dot_compute_dot_v1_dot_host__pb2
 from remuda.compute.v1 import network_pb2 as remuda_dot_compute_dot_v1_dot_network__pb2
+from remuda.store.v1 import instance_pb2 as remuda_dot_store_dot_v1_dot_instance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aremuda/store/v1/host.proto\x12\x0fremuda.store.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eremuda/compute/v1/flavor.proto\x1a\x1cremuda/compute/v1/host.proto\x1a\x1fremuda/compute/v1/network.proto\"\x8b\x01\n\nHostRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x18\n\x10\x65nrolment_digest\x18\x03 \x01(\x0c\x12\x10\n\x08\x63ordoned\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x81\x02\n\nHostStatus\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.remuda.compute.v1.Host.State\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61gent_endpoint\x18\x03 \x01(\t\x12\x33\n\tinventory\x18\x04 \x01(\x0b\x32 .remuda.compute.v1.HostInventory\x12.\n\nstate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65nrolled\x18\x06 \x01(\x08\x12\r\n\x05\x61rmed\x18\x07 \x01(\x08\x12\x16\n\x0e\x66\x65nce_grant_ms\x18\x08 \x01(\x05\"\xb7\x01\n\x04\x44\x65\x62t\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12%\n\x07request\x18\x06 \x01(\x0b\x32\x14.google.protobuf.Any\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x0c\x46lavorRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x06\x66lavor\x18\x02 \x01(\x0b\x32\x19.remuda.compute.v1.Flavor\"H\n\rNetworkRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07network\x18\x02 \x01(\x0b\x32\x1a.remuda.compute.v1.Networkb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aremuda/store/v1/host.proto\x12\x0fremuda.store.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eremuda/compute/v1/flavor.proto\x1a\x1cremuda/compute/v1/host.proto\x1a\x1fremuda/compute/v1/network.proto\x1a\x1eremuda/store/v1/instance.proto\"\x8b\x01\n\nHostRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x18\n\x10\x65nrolment_digest\x18\x03 \x01(\x0c\x12\x10\n\x08\x63ordoned\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x81\x02\n\nHostStatus\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.remuda.compute.v1.Host.State\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61gent_endpoint\x18\x03 \x01(\t\x12\x33\n\tinventory\x18\x04 \x01(\x0b\x32 .remuda.compute.v1.HostInventory\x12.\n\nstate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65nrolled\x18\x06 \x01(\x08\x12\r\n\x05\x61rmed\x18\x07 \x01(\x08\x12\x16\n\x0e\x66\x65nce_grant_ms\x18\x08 \x01(\x05\"\xdd\x01\n\x04\x44\x65\x62t\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12%\n\x07request\x18\x06 \x01(\x0b\x32\x14.google.protobuf.Any\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05ports\x18\x08 \x03(\x0b\x32\x15.remuda.store.v1.Port\"E\n\x0c\x46lavorRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x06\x66lavor\x18\x02 \x01(\x0b\x32\x19.remuda.compute.v1.Flavor\"H\n\rNetworkRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07network\x18\x02 \x01(\x0b\x32\x1a.remuda.compute.v1.Networkb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remuda.store.v1.host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOSTRECORD']._serialized_start=203
-  _globals['_HOSTRECORD']._serialized_end=342
-  _globals['_HOSTSTATUS']._serialized_start=345
-  _globals['_HOSTSTATUS']._serialized_end=602
-  _globals['_DEBT']._serialized_start=605
-  _globals['_DEBT']._serialized_end=788
-  _globals['_FLAVORRECORD']._serialized_start=790
-  _globals['_FLAVORRECORD']._serialized_end=859
-  _globals['_NETWORKRECORD']._serialized_start=861
-  _globals['_NETWORKRECORD']._serialized_end=933
+  _globals['_HOSTRECORD']._serialized_start=235
+  _globals['_HOSTRECORD']._serialized_end=374
+  _globals['_HOSTSTATUS']._serialized_start=377
+  _globals['_HOSTSTATUS']._serialized_end=634
+  _globals['_DEBT']._serialized_start=637
+  _globals['_DEBT']._serialized_end=858
+  _globals['_FLAVORRECORD']._serialized_start=860
+  _globals['_FLAVORRECORD']._serialized_end=929
+  _globals['_NETWORKRECORD']._serialized_start=931
+  _globals['_NETWORKRECORD']._serialized_end=1003
 # @@protoc_insertion_point(module_scope)

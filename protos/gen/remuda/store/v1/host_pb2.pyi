@@ -3,13 +3,16 @@
 isort:skip_file
 Records of hosts, flavors and networks in etcd. Keys: docs/keys.md."""
 
+from collections import abc as _abc
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from remuda.compute.v1 import flavor_pb2 as _flavor_pb2
 from remuda.compute.v1 import host_pb2 as _host_pb2
 from remuda.compute.v1 import network_pb2 as _network_pb2
+from remuda.store.v1 import instance_pb2 as _instance_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -128,6 +131,7 @@ class Debt(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """UUID of the host."""
     operation_id: _builtins.str
@@ -146,6 +150,10 @@ class Debt(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[_instance_pb2.Port]:
+        """Ports that stay taken until it is paid: the guest may still use them."""
+
     def __init__(
         self,
         *,
@@ -156,10 +164,11 @@ class Debt(_message.Message):
         epoch: _builtins.int = ...,
         request: _any_pb2.Any | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        ports: _abc.Iterable[_instance_pb2.Port] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "epoch", b"epoch", "host_id", b"host_id", "instance_id", b"instance_id", "operation_id", b"operation_id", "request", b"request", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "epoch", b"epoch", "host_id", b"host_id", "instance_id", b"instance_id", "operation_id", b"operation_id", "ports", b"ports", "request", b"request", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

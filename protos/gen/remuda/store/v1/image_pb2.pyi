@@ -58,17 +58,43 @@ class UploadRecord(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Segment(_message.Message):
+        """What one stream added. Its parts are blobs of its own, so that a stream that was believed dead and comes
+        back cannot overwrite those of its successor.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ID_FIELD_NUMBER: _builtins.int
+        OFFSET_FIELD_NUMBER: _builtins.int
+        id: _builtins.str
+        """Chosen by the stream; the parts' names begin with it."""
+        offset: _builtins.int
+        """Where the segment begins in the file; it ends where the next one begins."""
+        def __init__(
+            self,
+            *,
+            id: _builtins.str = ...,
+            offset: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "offset", b"offset"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
-    PART_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     image_id: _builtins.str
     """UUID of the image."""
     committed_bytes: _builtins.int
     """Bytes that are safe in the backend."""
     @_builtins.property
-    def part_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Lengths of the parts that hold them, in order."""
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadRecord.Segment]:
+        """In order, without gaps."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
@@ -79,12 +105,12 @@ class UploadRecord(_message.Message):
         *,
         image_id: _builtins.str = ...,
         committed_bytes: _builtins.int = ...,
-        part_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        segments: _abc.Iterable[Global___UploadRecord.Segment] | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_bytes", b"committed_bytes", "image_id", b"image_id", "part_bytes", b"part_bytes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_bytes", b"committed_bytes", "image_id", b"image_id", "segments", b"segments", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

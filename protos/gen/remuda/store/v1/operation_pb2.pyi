@@ -100,10 +100,13 @@ class Journal(_message.Message):
     UNDOING_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     RESERVATIONS_FIELD_NUMBER: _builtins.int
+    RETRY_FROM_FIELD_NUMBER: _builtins.int
     committed: _builtins.bool
     """The point of no return is passed."""
     undoing: _builtins.bool
     """Steps are being undone, from the last to the first."""
+    retry_from: _builtins.str
+    """While undoing: the step that is tried again once it and all after it are undone; empty: the operation ends."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___JournalEntry]:
         """Steps in the order they were begun; the last one that is open is where a new leader goes on."""
@@ -129,10 +132,11 @@ class Journal(_message.Message):
         undoing: _builtins.bool = ...,
         failure: _status_pb2.Status | None = ...,
         reservations: _abc.Iterable[Global___Reservation] | None = ...,
+        retry_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "entries", b"entries", "failure", b"failure", "reservations", b"reservations", "state", b"state", "undoing", b"undoing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "entries", b"entries", "failure", b"failure", "reservations", b"reservations", "retry_from", b"retry_from", "state", b"state", "undoing", b"undoing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,52 @@
+"""Names from the server for the shell's completion. Whatever goes wrong: no proposals, no noise."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from remuda_cli.failure import Failure
+
+if TYPE_CHECKING:
+    from remuda_cli.gateway import Gateway
+
+
+def _proposals(incomplete: str, names: "Callable[[Gateway], Iterable[str]]") -> list[str]:
+    from remuda_cli.verb import session_of
+
+    try:
+        session = session_of()
+    except Failure:
+        return []
+    try:
+        return sorted(name for name in names(session.gateway) if name.startswith(incomplete))
+    except Failure:
+        return []
+    finally:
+        session.close()
+
+
+def instances(incomplete: str) -> list[str]:
+    return _proposals(incomplete, lambda gateway: (m.display_name for m in gateway.list_instances()))
+
+
+def hosts(incomplete: str) -> list[str]:
+    return _proposals(incomplete, lambda gateway: (m.display_name for m in gateway.list_hosts()))
+
+
+def images(incomplete: str) -> list[str]:
+    return _proposals(incomplete, lambda gateway: (m.display_name for m in gateway.list_images()))
+
+
+def flavors(incomplete: str) -> list[str]:
+    return _proposals(incomplete, lambda gateway: (_last(m.name) for m in gateway.list_flavors()))
+
+
+def networks(incomplete: str) -> list[str]:
+    return _proposals(incomplete, lambda gateway: (_last(m.name) for m in gateway.list_networks()))
+
+
+def operations(incomplete: str) -> list[str]:
+    return _proposals(incomplete, lambda gateway: (_last(m.name) for m in gateway.list_operations()))
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -1,0 +1,1 @@
+"""What goes to stdout: tables, descriptions, JSON, YAML."""

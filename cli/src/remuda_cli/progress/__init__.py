@@ -1,0 +1,1 @@
+"""What goes to stderr while an operation runs."""

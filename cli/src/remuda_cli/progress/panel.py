@@ -1,0 +1,111 @@
+"""What an operation looks like on a terminal. Pure: metadata in, a rich renderable out."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from remuda.compute.v1 import operation_pb2
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from remuda_cli.output.table import Label
+from remuda_cli.output.units import human_seconds
+from remuda_cli.output.words import moment
+from remuda_cli.progress import lines
+from remuda_cli.progress.lines import Metadata, MigrationProgress, Subject
+
+BAR_WIDTH = 32
+_Step = operation_pb2.OperationStep
+_MARKS = {
+    _Step.STATE_RUNNING: ("*", "cyan"),
+    _Step.STATE_DONE: ("+", "green"),
+    _Step.STATE_FAILED: ("x", "red"),
+    _Step.STATE_UNDOING: ("<", "yellow"),
+    _Step.STATE_UNDONE: ("-", "yellow"),
+    _Step.STATE_OWED: ("!", "magenta"),
+}
+
+
+def operation_panel(
+    metadata: Metadata, subject: Subject, label: Label, *, now_seconds: float, note: str = ""
+) -> RenderableType:
+    """`note`: what the client itself has to say, for example that it reconnects."""
+    elapsed = lines.elapsed(metadata, now_seconds)
+    head = Text(lines.title(metadata, subject), style="bold")
+    head.append(f"  {human_seconds(elapsed)}", style="not bold")
+    parts: list[RenderableType] = [head, *_steps(metadata, label, now_seconds)]
+    migration = lines.migration_of(metadata)
+    if migration is not None:
+        parts.append(_migration(metadata, migration))
+    elif metadata.HasField("progress"):
+        parts.append(_progress(metadata.progress))
+    if metadata.state == Metadata.STATE_WAITING_FOR_HOST:
+        parts.append(Text(f"  {lines.phase_of(metadata)}", style="magenta"))
+    if metadata.cancel_requested:
+        parts.append(Text("  cancel requested", style="yellow"))
+    if note:
+        parts.append(Text(f"  {note}", style="yellow"))
+    return Group(*parts)
+
+
+def _steps(metadata: Metadata, label: Label, now_seconds: float) -> list[Text]:
+    shown = []
+    for step in metadata.steps:
+        mark, style = _MARKS.get(step.state, ("?", ""))
+        line = Text("  ").append(mark, style=style).append(f" {step.name}")
+        if step.host:
+            line.append(f"  {label(step.host)}", style="cyan")
+        if step.HasField("start_time"):
+            line.append(f"  {human_seconds(_duration(step, now_seconds))}", style="dim")
+        if step.error.message:
+            line.append(f"  {step.error.message}", style="red")
+        shown.append(line)
+    return shown
+
+
+def _duration(step: operation_pb2.OperationStep, now_seconds: float) -> float:
+    def seconds(stamp: Timestamp) -> float:
+        return moment(stamp).timestamp()
+
+    end = seconds(step.end_time) if step.HasField("end_time") else now_seconds
+    return max(0.0, end - seconds(step.start_time))
+
+
+def _migration(metadata: Metadata, progress: MigrationProgress) -> Table:
+    grid = _grid()
+    grid.add_row(
+        "", _bar(metadata.progress.percent, 100), f"{metadata.progress.percent} %, {lines.phase_of(metadata)}"
+    )
+    for name, text, remaining, total in (
+        ("disks", lines.sent_disks(progress), progress.disk_remaining_bytes, progress.disk_total_bytes),
+        ("memory", lines.sent_memory(progress), progress.memory_remaining_bytes, progress.memory_total_bytes),
+    ):
+        if text:
+            grid.add_row(name, _bar(total - remaining, total), text)
+    if progress.phase in (MigrationProgress.PHASE_DISKS, MigrationProgress.PHASE_MEMORY):
+        style = "bold yellow" if progress.does_not_converge else "bold"
+        forecast = Text(lines.convergence(progress), style=style)
+        if downtime := lines.expected_downtime(progress):
+            forecast.append(f", {downtime}", style="not bold")
+        grid.add_row("rate", lines.rates(progress), forecast)
+    return grid
+
+
+def _progress(progress: operation_pb2.Progress) -> Table:
+    grid = _grid()
+    text = progress.message
+    if progress.HasField("transfer"):
+        text = lines.transfer_line(progress.transfer.done_bytes, progress.transfer.total_bytes)
+    grid.add_row("", _bar(progress.percent, 100), f"{progress.percent} %  {text}".rstrip())
+    return grid
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=8, justify="right", no_wrap=True)
+    grid.add_column(min_width=BAR_WIDTH)
+    grid.add_column()
+    return grid
+
+
+def _bar(done: int, total: int) -> ProgressBar:
+    return ProgressBar(total=max(1, total), completed=max(0, min(done, total)), width=BAR_WIDTH)

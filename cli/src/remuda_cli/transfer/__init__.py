@@ -1,0 +1,1 @@
+"""Image bytes, up and down, resumable."""

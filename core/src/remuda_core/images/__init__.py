@@ -1,0 +1,1 @@
+"""Images as the store and the agents share them: chunks, manifests, and fetching."""

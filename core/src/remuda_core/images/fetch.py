@@ -1,0 +1,262 @@
+"""Fetching a base image to a host: the manifest first, then only the chunks that this host lacks.
+
+fetcher = ImageFetcher([ChunkServiceStub(channel), ...], owner=host_id)
+base = await fetcher.fetch(image_id=..., manifest_digest=..., grant=..., directory=pool / "bases")
+
+The base is a sparse raw file, read-only, named by its manifest's digest, and never changes. However many ask
+for one image at a time, it is fetched once; whoever comes second waits for the first.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
+
+import grpc
+from remuda.image.v1 import chunk_pb2
+
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import ImageId
+from remuda_core.images.base_file import BusyPartial, PartialBase, base_path, copy_known
+from remuda_core.images.chunks import DamagedChunk, Digest, Encoding, Stored, decode
+from remuda_core.images.manifest import BadManifest, Manifest, parse
+from remuda_core.images.threads import to_end
+from remuda_core.rpc.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from remuda.image.v1.chunk_pb2_grpc import ChunkServiceAsyncStub
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# One call asks for so many: 256 MiB of plain bytes.
+_CHUNKS_PER_CALL = 64
+# A store that sends nothing for so long is left for the next one.
+_STALL_SECONDS = 20.0
+# Failed tries in a row, without one new chunk in between, before it is given up.
+_TRIES = 8
+_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 3.0
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchProgress:
+    """Bytes of distinct chunks, plain; zeros are not counted."""
+
+    total_bytes: int
+    done_bytes: int
+    received_bytes: int
+    """As they travelled: compressed, and without those that the host had."""
+
+
+OnProgress = Callable[[FetchProgress], None]
+
+
+class ImageFetcher:
+    """One per host (process), so that a base is fetched once however many ask."""
+
+    def __init__(self, stores: Sequence["ChunkServiceAsyncStub"], *, owner: str, tries: int = _TRIES) -> None:
+        """`stores` are replicas: any of them will do. `owner` is the host's UUID."""
+        if not stores:
+            raise ValueError("no image store to fetch from")
+        self._stores = tuple(stores)
+        self.owner = owner
+        self.tries = tries
+        self._preferred = 0
+        self._locks: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
+
+    async def fetch(
+        self,
+        *,
+        image_id: ImageId,
+        manifest_digest: Digest,
+        grant: chunk_pb2.SignedGrant,
+        directory: Path,
+        known: Sequence[Path] = (),
+        on_progress: OnProgress = lambda _: None,
+    ) -> Path:
+        """The base in `directory`, fetched unless it is there. `known`: more directories with bases.
+
+        Cancelling it keeps what has arrived. Raises RemudaError: STORE_UNAVAILABLE, DIGEST_MISMATCH (no
+        replica has sound bytes), DISK_FULL, GRANT_REFUSED, IMAGE_NOT_FOUND, IMAGE_NOT_ACTIVE.
+        """
+        base = base_path(directory, manifest_digest)
+        # Bound to a name: the dictionary forgets a lock as soon as nobody waits for it.
+        lock = self._locks.setdefault(base, asyncio.Lock())
+        async with lock:
+            if base.exists():
+                return base
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                return await _Fetch(self, image_id, grant, on_progress).run(
+                    directory, manifest_digest, (directory, *known)
+                )
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise RemudaError(
+                        Reason.DISK_FULL, f"no room for image {image_id} in {directory}"
+                    ) from error
+                raise
+            except BusyPartial as error:
+                raise RemudaError(Reason.STORE_UNAVAILABLE, f"another process fetches {error}") from error
+
+    def store(self) -> "ChunkServiceAsyncStub":
+        return self._stores[self._preferred]
+
+    def next_store(self) -> None:
+        self._preferred = (self._preferred + 1) % len(self._stores)
+
+
+class _Trouble(NamedTuple):
+    reason: Reason
+    text: str
+
+
+class _Fetch:
+    """One image being fetched."""
+
+    def __init__(
+        self, fetcher: ImageFetcher, image_id: ImageId, grant: chunk_pb2.SignedGrant, on_progress: OnProgress
+    ) -> None:
+        self._fetcher = fetcher
+        self._image_id = image_id
+        self._grant = grant
+        self._on_progress = on_progress
+        self._progress = FetchProgress(total_bytes=0, done_bytes=0, received_bytes=0)
+        self._failures = 0
+
+    async def run(self, directory: Path, manifest_digest: Digest, known: Sequence[Path]) -> Path:
+        manifest = await self._manifest(manifest_digest)
+        lengths = manifest.lengths()
+        opened = PartialBase.opened(directory, manifest, manifest_digest, owner=self._fetcher.owner)
+        with opened as partial:
+            present = await to_end(partial.present)
+            self._advance(total=sum(lengths.values()), done=sum(lengths[digest] for digest in present))
+            lacking = set(lengths) - present
+            async for digest in _in_thread(copy_known(partial, set(lacking), known)):
+                lacking.discard(digest)
+                self._advance(done=lengths[digest])
+            # In the order of the disk, which is the order in which the store wrote them.
+            wanted = [digest for digest in lengths if digest in lacking]
+            while wanted:
+                wanted = await self._receive_some(wanted, lengths, partial)
+            return await to_end(partial.finish)
+
+    async def _manifest(self, digest: Digest) -> Manifest:
+        request = chunk_pb2.GetManifestRequest(grant=self._grant, image_id=self._image_id)
+        while True:
+            try:
+                answer = await self._fetcher.store().GetManifest(request, timeout=_STALL_SECONDS)
+                return parse(answer.manifest, digest)
+            except BadManifest as error:
+                await self._failed(_Trouble(Reason.DIGEST_MISMATCH, str(error)))
+            except grpc.aio.AioRpcError as error:
+                await self._failed(_passing(error))
+
+    async def _receive_some(
+        self, wanted: list[Digest], lengths: dict[Digest, int], partial: PartialBase
+    ) -> list[Digest]:
+        """One call; returns what is still wanted."""
+        received = 0
+        try:
+            batch = wanted[:_CHUNKS_PER_CALL]
+            async for digest, stored in self._chunks(batch, lengths):
+                data = await asyncio.to_thread(decode, stored, digest, lengths[digest])
+                await to_end(partial.write, digest, data)
+                received += 1
+                self._failures = 0
+                self._advance(done=len(data), received=len(stored.data))
+        except DamagedChunk as error:
+            await self._failed(_Trouble(Reason.DIGEST_MISMATCH, str(error)))
+        except TimeoutError:
+            await self._failed(_Trouble(Reason.STORE_UNAVAILABLE, f"nothing came for {_STALL_SECONDS} s"))
+        except grpc.aio.AioRpcError as error:
+            await self._failed(_passing(error))
+        return wanted[received:]
+
+    async def _chunks(
+        self, batch: Sequence[Digest], lengths: dict[Digest, int]
+    ) -> AsyncIterator[tuple[Digest, Stored]]:
+        """What the store sends, put together from its frames and in the order asked for; not yet verified."""
+        call = self._fetcher.store().ReadChunks(
+            chunk_pb2.ReadChunksRequest(grant=self._grant, image_id=self._image_id, digests=batch)
+        )
+        try:
+            for digest in batch:
+                pieces: list[bytes] = []
+                frame = await self._frame(call, digest)
+                while True:
+                    pieces.append(frame.data)
+                    # Packed only where that saves something, so never longer than the plain bytes.
+                    if sum(map(len, pieces)) > lengths[digest]:
+                        raise DamagedChunk(f"chunk {digest.hex()} is longer than it can be")
+                    if frame.last:
+                        break
+                    frame = await self._frame(call, digest)
+                try:
+                    encoding = Encoding(frame.encoding)
+                except ValueError as error:
+                    raise DamagedChunk(f"chunk {digest.hex()} has an unknown encoding") from error
+                yield digest, Stored(encoding=encoding, data=b"".join(pieces))
+        finally:
+            call.cancel()
+
+    async def _frame(
+        self,
+        call: "grpc.aio.UnaryStreamCall[chunk_pb2.ReadChunksRequest, chunk_pb2.ReadChunksResponse]",
+        digest: Digest,
+    ) -> chunk_pb2.ReadChunksResponse:
+        async with asyncio.timeout(_STALL_SECONDS):
+            frame = await call.read()
+        if not isinstance(frame, chunk_pb2.ReadChunksResponse):
+            raise DamagedChunk(f"the store ended before chunk {digest.hex()}")
+        if frame.digest != digest:
+            raise DamagedChunk(f"the store sent chunk {frame.digest.hex()} instead of {digest.hex()}")
+        return frame
+
+    async def _failed(self, trouble: _Trouble) -> None:
+        self._failures += 1
+        _log.warning("fetching image %s, try %d: %s", self._image_id, self._failures, trouble.text)
+        if self._failures >= self._fetcher.tries:
+            raise RemudaError(
+                trouble.reason, f"image {self._image_id} cannot be fetched: {trouble.text}"
+            ) from None
+        self._fetcher.next_store()
+        await asyncio.sleep(min(_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS))
+
+    def _advance(self, *, total: int = 0, done: int = 0, received: int = 0) -> None:
+        now = self._progress
+        self._progress = replace(
+            now,
+            total_bytes=now.total_bytes + total,
+            done_bytes=now.done_bytes + done,
+            received_bytes=now.received_bytes + received,
+        )
+        self._on_progress(self._progress)
+
+
+def _passing(error: grpc.aio.AioRpcError) -> _Trouble:
+    """Raises what the store says when another try would get the same answer."""
+    if error.code() is grpc.StatusCode.DATA_LOSS:
+        return _Trouble(Reason.DIGEST_MISMATCH, error.details() or "")
+    if error.code() not in _PASSING:
+        raise from_rpc_error(error) from error
+    return _Trouble(Reason.STORE_UNAVAILABLE, f"{error.code().name}: {error.details()}")
+
+
+async def _in_thread(items: Iterator[T]) -> AsyncIterator[T]:
+    while (item := await to_end(next, items, None)) is not None:
+        yield item

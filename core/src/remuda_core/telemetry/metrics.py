@@ -1,0 +1,136 @@
+"""Every metric that Remuda exports: the one registry of names.
+
+gRPC metrics have the names of go-grpc-middleware, so that existing dashboards work. No instance name or UUID
+is a label of a histogram. Each process has one Metrics, made in its main.
+"""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_RPC_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_WORK_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_DOWNTIME_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """Metrics of one process. A service exports those that it touches."""
+
+    def __init__(self) -> None:
+        r = self.registry = CollectorRegistry()
+        rpc = ("grpc_type", "grpc_service", "grpc_method")
+        self._handled = Counter(
+            "grpc_server_handled", "Calls ended, by status code.", (*rpc, "grpc_code"), registry=r
+        )
+        self._handling = Histogram(
+            "grpc_server_handling_seconds", "Duration of calls.", rpc, buckets=_RPC_SECONDS, registry=r
+        )
+        self.leader = Gauge("remuda_leader", "1 when this scheduler leads.", registry=r)
+        self.leader_epoch = Gauge("remuda_leader_epoch", "Epoch of the leader last seen.", registry=r)
+        self.host_state = Gauge(
+            "remuda_host_state", "1 for the state that the host is in.", ("host", "state"), registry=r
+        )
+        self.host_memory_bytes = Gauge(
+            "remuda_host_memory_bytes", "Memory of a host: total, allocated.", ("host", "kind"), registry=r
+        )
+        self.instances = Gauge(
+            "remuda_instances", "Instances by host and state.", ("host", "state"), registry=r
+        )
+        self.operations = Gauge(
+            "remuda_operations",
+            "Operations that are open, by action and state.",
+            ("action", "state"),
+            registry=r,
+        )
+        self.operations_ended = Counter(
+            "remuda_operations_ended", "Operations that ended.", ("action", "result", "reason"), registry=r
+        )
+        self.operation_seconds = Histogram(
+            "remuda_operation_duration_seconds",
+            "Admission to end of an operation.",
+            ("action", "result"),
+            buckets=_WORK_SECONDS,
+            registry=r,
+        )
+        self.operation_oldest_seconds = Gauge(
+            "remuda_operation_oldest_seconds", "Age of the oldest open operation.", registry=r
+        )
+        self.schedule_seconds = Histogram(
+            "remuda_schedule_seconds", "Time of one placement.", buckets=_RPC_SECONDS, registry=r
+        )
+        self.schedule_rejections = Counter(
+            "remuda_schedule_rejections", "Hosts rejected by a placement filter.", ("filter",), registry=r
+        )
+        self._add_migrations(r)
+        self._add_images(r)
+        self.agent_attached = Gauge(
+            "remuda_agent_attached", "1 when this agent is attached to a leader.", registry=r
+        )
+        self.agent_jobs = Gauge("remuda_agent_jobs", "Jobs that run on this agent.", ("step",), registry=r)
+        self.etcd_synced = Gauge(
+            "remuda_cache_synced", "1 when the cache of a prefix follows etcd.", ("prefix",), registry=r
+        )
+
+    def _add_migrations(self, r: CollectorRegistry) -> None:
+        # Gauges of what runs now are labelled by instance: few at a time, removed at the end.
+        running = ("instance", "kind")
+        self.migration_total_bytes = Gauge(
+            "remuda_migration_total_bytes", "Bytes of a running migration: memory, disk.", running, registry=r
+        )
+        self.migration_processed_bytes = Gauge(
+            "remuda_migration_processed_bytes", "Bytes sent, repeated pages included.", running, registry=r
+        )
+        self.migration_remaining_bytes = Gauge(
+            "remuda_migration_remaining_bytes", "Bytes still to send.", running, registry=r
+        )
+        self.migration_dirty = Gauge(
+            "remuda_migration_dirty_bytes_per_second",
+            "Memory dirtied by the guest.",
+            ("instance",),
+            registry=r,
+        )
+        self.migration_iteration = Gauge(
+            "remuda_migration_iteration", "Passes over memory so far.", ("instance",), registry=r
+        )
+        self.migrations = Counter(
+            "remuda_migrations", "Migrations that ended.", ("kind", "result", "reason"), registry=r
+        )
+        self.migration_duration = Histogram(
+            "remuda_migration_duration_seconds", "Duration.", ("kind",), buckets=_WORK_SECONDS, registry=r
+        )
+        self.migration_downtime = Histogram(
+            "remuda_migration_downtime_seconds",
+            "Measured pause of the guest at the switch-over.",
+            ("kind",),
+            buckets=_DOWNTIME_SECONDS,
+            registry=r,
+        )
+
+    def _add_images(self, r: CollectorRegistry) -> None:
+        self.image_store_bytes = Gauge(
+            "remuda_image_store_bytes", "Bytes in the store: virtual, stored.", ("kind",), registry=r
+        )
+        self.image_bytes = Counter(
+            "remuda_image_transfer_bytes",
+            "Image bytes moved: uploaded, fetched...",
+            ("kind",),
+            registry=r,
+        )
+
+    def rpc_handled(self, *, method: str, kind: str, code: str, seconds: float) -> None:
+        """`method` as gRPC names it, /package.Service/Method."""
+        service, _, name = method.strip("/").partition("/")
+        self._handled.labels(kind, service, name, code).inc()
+        self._handling.labels(kind, service, name).observe(seconds)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    def value(self, name: str, labels: Mapping[str, str] | None = None) -> float | None:
+        """One sample, None when it does not exist: for tests."""
+        found: float | None = self.registry.get_sample_value(name, dict(labels or {}))
+        return found

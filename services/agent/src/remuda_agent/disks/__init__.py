@@ -1,0 +1,1 @@
+"""Pools, instance directories, base images and config drives of one host."""

@@ -1,0 +1,37 @@
+"""Hypervisor drivers behind one interface."""
+
+from remuda_agent.hypervisor.interface import Hypervisor
+from remuda_agent.hypervisor.model import (
+    METADATA_NAMESPACE,
+    CompletedMigration,
+    DomainDescription,
+    DomainJob,
+    DomainMissing,
+    DomainNic,
+    DomainView,
+    EventKind,
+    HypervisorCapabilities,
+    HypervisorEvent,
+    MigrationJobStats,
+    MigrationRequest,
+    PowerState,
+    hypervisor_error,
+)
+
+__all__ = [
+    "METADATA_NAMESPACE",
+    "CompletedMigration",
+    "DomainDescription",
+    "DomainJob",
+    "DomainMissing",
+    "DomainNic",
+    "DomainView",
+    "EventKind",
+    "Hypervisor",
+    "HypervisorCapabilities",
+    "HypervisorEvent",
+    "MigrationJobStats",
+    "MigrationRequest",
+    "PowerState",
+    "hypervisor_error",
+]

@@ -1,0 +1,138 @@
+"""Live migration between fake hosts, as functions over the world."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from remuda_core.ids import InstanceId
+
+from remuda_agent.hypervisor.fake.world import (
+    MIB,
+    FakeDomain,
+    FakeHost,
+    FakeJob,
+    FakeTimings,
+    JobResult,
+    World,
+)
+from remuda_agent.hypervisor.model import (
+    EventKind,
+    MigrationJobStats,
+    MigrationRequest,
+    hypervisor_error,
+)
+
+DISK_BYTES = 64 * MIB
+"""What a migration of local disks copies, whatever the guest."""
+
+
+def begin(
+    world: World,
+    source: str,
+    request: MigrationRequest,
+    *,
+    now: float,
+    timings: FakeTimings,
+    fail_after: float = math.inf,
+    fail_message: str = "",
+) -> int:
+    """Start a job and return its number. Raises what libvirt refuses at once."""
+    instance_id = request.instance_id
+    domain = world.domain(source, instance_id)
+    if domain.live is None:
+        raise hypervisor_error("Requested operation is not valid: domain is not running")
+    if world.job_of(source, instance_id) is not None:
+        raise hypervisor_error("Timed out during operation: cannot acquire state change lock")
+    target = _reachable(world, source, request.target_hostname)
+    there = target.domains.get(instance_id)
+    if there is not None and there.live is not None:
+        raise hypervisor_error(
+            f"operation failed: domain '{instance_id}' is already active on {request.target_hostname}"
+        )
+    if there is None:
+        there = target.domains[instance_id] = FakeDomain(definition=None)
+    there.live = replace(domain.live, epoch=request.target_epoch, operation_id=request.operation_id)
+    there.paused, there.incoming, there.reason = True, True, "migration"
+    there.guest_agent, there.started_at = domain.guest_agent, domain.started_at
+    world.tell(request.target_hostname, EventKind.STARTED, instance_id, "migrated")
+    number, world.next_job = world.next_job, world.next_job + 1
+    world.jobs[number] = FakeJob(
+        number=number,
+        source=source,
+        request=request,
+        started=now,
+        timings=timings,
+        memory_bytes=domain.live.memory_mib * MIB,
+        disk_bytes=0 if request.shared_disks else DISK_BYTES,
+        resume=not domain.paused,
+        # A guest that stands still already needs one pass.
+        paused_at=now if domain.paused and math.isinf(timings.migrate_memory) else None,
+        fail_at=now + fail_after,
+        fail_message=fail_message,
+    )
+    return number
+
+
+def abort(world: World, host: str, instance_id: InstanceId) -> None:
+    """Cancel before the switch-over; later it has no effect. Raises DomainMissing."""
+    world.domain(host, instance_id)
+    job = world.job_of(host, instance_id)
+    if job is not None and not job.switched:
+        world.end_job(job, JobResult(outcome="cancelled", message="canceled by client"))
+
+
+def stats(world: World, host: str, instance_id: InstanceId, *, now: float) -> MigrationJobStats | None:
+    """Work done grows evenly with time; a guest that does not converge stops at nine tenths."""
+    domain = world.domain(host, instance_id)
+    job = world.job_of(host, instance_id)
+    if job is None or domain.live is None:
+        return None
+    disks = _share(now - job.started, job.disks_end - job.started)
+    endless = math.isinf(job.timings.migrate_memory)
+    memory = _share(now - job.disks_end, job.timings.migrate_memory)
+    if endless and job.paused_at is None:
+        memory = min(0.9, max(0.0, (now - job.disks_end) / 10))
+    elapsed = max(now - job.started, 1e-3)
+    disk_done, memory_done = round(job.disk_bytes * disks), round(job.memory_bytes * memory)
+    rate = round((disk_done + memory_done) / elapsed)
+    return MigrationJobStats(
+        elapsed_ms=round(1000 * (now - job.started)),
+        iteration=0 if disks < 1 else 1 + int(memory >= 1),
+        memory_total_bytes=job.memory_bytes,
+        memory_processed_bytes=memory_done,
+        memory_remaining_bytes=job.memory_bytes - memory_done,
+        memory_bytes_per_second=rate if disks >= 1 else 0,
+        dirty_bytes_per_second=2 * rate if endless else 0,
+        disk_total_bytes=job.disk_bytes,
+        disk_processed_bytes=disk_done,
+        disk_remaining_bytes=job.disk_bytes - disk_done,
+        disk_bytes_per_second=rate if disks < 1 else 0,
+        expected_downtime_ms=round(1000 * job.timings.switch_over),
+    )
+
+
+def cut_off(world: World, host: str, *, now: float) -> None:
+    """The host's network is gone: jobs that have not switched over notice it after the peer timeout."""
+    for job in world.jobs.values():
+        if host in (job.source, job.request.target_hostname):
+            job.fail_at = min(job.fail_at, now + job.timings.peer_timeout)
+            job.fail_message = "client socket is closed"
+
+
+def power_fail(world: World, host: str) -> None:
+    """Every QEMU of the host dies at once; definitions stay, copies without one do not."""
+    for instance_id in tuple(world.hosts[host].domains):
+        world.power_off(host, instance_id, reason="unknown")
+    world.hosts[host].up = False
+
+
+def _share(done: float, whole: float) -> float:
+    return 1.0 if whole <= 0 else min(1.0, max(0.0, done / whole))
+
+
+def _reachable(world: World, source: str, name: str) -> FakeHost:
+    target = world.hosts.get(name)
+    if target is None or not target.up or target.cut or world.hosts[source].cut or name == source:
+        raise hypervisor_error(f"unable to connect to server at '{name}:16514': No route to host")
+    return target

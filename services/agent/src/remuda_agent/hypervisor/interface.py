@@ -1,0 +1,98 @@
+"""The one interface of both drivers, libvirt and fake; tests/contract/hypervisor holds them to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from remuda_core.ids import Epoch, InstanceId, OperationId
+
+from remuda_agent.hypervisor.model import (
+    CompletedMigration,
+    DomainDescription,
+    DomainView,
+    HypervisorCapabilities,
+    HypervisorEvent,
+    MigrationJobStats,
+    MigrationRequest,
+)
+
+
+class Hypervisor(Protocol):
+    """Domains of one host.
+
+    Every call may raise RemudaError with HYPERVISOR_ERROR and the hypervisor's own words. Calls are safe
+    to repeat: asking for a state that holds already succeeds. A cancelled await does not undo what the
+    hypervisor was told; look again with `view`.
+    """
+
+    async def capabilities(self) -> HypervisorCapabilities:
+        """What the host offers now."""
+
+    async def define(self, description: DomainDescription) -> DomainView:
+        """Define or redefine; a running copy keeps what it runs with. The view has the canonical machine."""
+
+    async def undefine(self, instance_id: InstanceId) -> None:
+        """Forget the definition; none there is a success. Refused while the domain is active, because
+        libvirt would turn it into one that vanishes at power-off.
+        """
+
+    async def start(self, instance_id: InstanceId) -> None:
+        """Power on; active already is a success. Raises DomainMissing."""
+
+    async def shutdown(self, instance_id: InstanceId) -> None:
+        """Press the power button once and return; off already is a success. Raises DomainMissing.
+
+        A guest that still boots loses the press silently: press again, then destroy.
+        """
+
+    async def destroy(self, instance_id: InstanceId) -> None:
+        """Power off at once, an incoming migration's domain too; off or absent already is a success."""
+
+    async def pause(self, instance_id: InstanceId) -> None:
+        """Stop the CPUs; paused already is a success. Raises DomainMissing; refused when off."""
+
+    async def resume(self, instance_id: InstanceId) -> None:
+        """Run the CPUs; running already is a success. Raises DomainMissing; refused when off, and in any
+        state of post-copy, where it would corrupt memory.
+        """
+
+    async def view(self, instance_id: InstanceId) -> DomainView | None:
+        """The domain as it is now; None: there is none of Remuda with this id."""
+
+    async def domains(self) -> list[DomainView]:
+        """Every domain of Remuda, by instance id."""
+
+    async def set_epoch(self, instance_id: InstanceId, *, epoch: Epoch, operation_id: OperationId) -> None:
+        """Rewrite the metadata, of the running copy and of the definition. Raises DomainMissing."""
+
+    async def migrate(self, request: MigrationRequest) -> CompletedMigration:
+        """Move the running or paused guest and wait; peer to peer, so that the job outlives this process.
+
+        The source keeps its definition, off; files are the caller's job on both sides, before and after.
+        Raises DomainMissing; RemudaError with CANCELLED after `abort_job`, GUEST_STOPPED when the guest went
+        off by itself, else HYPERVISOR_ERROR. None of these decides the outcome: observe both hosts.
+        """
+
+    async def job_stats(self, instance_id: InstanceId) -> MigrationJobStats | None:
+        """The migration that leaves this host now; None: no such job. Raises DomainMissing."""
+
+    async def completed_stats(self, instance_id: InstanceId) -> CompletedMigration | None:
+        """Measured by the last migration that ended here, on either side; None: unknown. Kept after reading.
+
+        Raises DomainMissing.
+        """
+
+    async def abort_job(self, instance_id: InstanceId) -> None:
+        """Cancel the running job; none is a success. Raises DomainMissing."""
+
+    async def guest_agent_ping(self, instance_id: InstanceId, *, timeout: float) -> bool:
+        """Whether the guest agent answers within ``timeout`` seconds (rounded up). Raises DomainMissing."""
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[HypervisorEvent]]:
+        """Subscribe: ``async with hypervisor.events() as events: async for event in events``.
+
+        Begins with one RELIST, and gives another whenever events may have been lost (reconnect, a slow
+        reader). Any number of subscribers; the iterator ends when the driver is closed.
+        """

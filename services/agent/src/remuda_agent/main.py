@@ -1,0 +1,163 @@
+"""Console script `remuda-agent`: the object graph, top to bottom."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+from remuda.agent.v1 import agent_pb2_grpc, migration_pb2_grpc
+from remuda.image.v1.chunk_pb2_grpc import ChunkServiceStub
+from remuda_core.auth.caller import Kind
+from remuda_core.config import load_or_exit
+from remuda_core.ids import HostId
+from remuda_core.images.fetch import ImageFetcher
+from remuda_core.rpc.channel import open_channel
+from remuda_core.rpc.server import Service, ServiceServer, run_service
+from remuda_core.rpc.tls import Tls
+from remuda_core.telemetry import logs
+from remuda_core.telemetry.http import telemetry_server
+from remuda_core.telemetry.metrics import Metrics
+
+from remuda_agent.attach import Attachment, HostIdentity
+from remuda_agent.console import ConsoleReader
+from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
+from remuda_agent.disks.instance_files import PoolInstanceFiles
+from remuda_agent.disks.makers import PretendingDiskMaker, ProgramDiskMaker
+from remuda_agent.disks.pools import Pool, Pools
+from remuda_agent.hypervisor import Hypervisor
+from remuda_agent.inventory import Inventory
+from remuda_agent.jobs import JobTable
+from remuda_agent.leaders import LeaderGuard
+from remuda_agent.migrating import Migrations
+from remuda_agent.migration_service import MigrationService
+from remuda_agent.observer import Observer
+from remuda_agent.opening import open_hypervisor
+from remuda_agent.resumes import ResumeTimes
+from remuda_agent.service import AgentService
+from remuda_agent.settings import AgentSettings
+from remuda_agent.steps import StepRunner
+from remuda_agent.steps.ports import BaseImages
+
+_log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    settings = load_or_exit(AgentSettings, sys.argv[1:], "REMUDA_AGENT__")
+    logs.configure(level=settings.log_level, service="agent")
+
+    async def serve(stop: asyncio.Event) -> None:
+        async with open_hypervisor(settings) as hypervisor:
+            await serve_host(settings, hypervisor, stop)
+
+    run_service(serve)
+
+
+async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyncio.Event) -> None:
+    """One host until `stop`; whoever plays many hosts in one process calls it for each."""
+    tls = settings.read_tls()
+    host = HostId(settings.host_uuid)
+    identity = f"host/{host}"
+    metrics = Metrics()
+    boot_id = (await asyncio.to_thread(settings.boot_id_file.read_text)).strip()
+    pools = Pools(Pool(name=pool.name, path=pool.path, shared=pool.shared) for pool in settings.pools)
+    await asyncio.to_thread(pools.prepare)
+    leaders = LeaderGuard(settings.state_dir)
+    jobs = JobTable()
+    resumes = ResumeTimes()
+    changed = asyncio.Event()
+    observer = Observer(hypervisor, first_sequence=time.time_ns() // 1000)
+    migrations = Migrations(
+        hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
+    )
+    pretending = settings.hypervisor == "fake"
+    async with contextlib.AsyncExitStack() as stack:
+        images = await stack.enter_async_context(_base_images(settings, pools, tls, identity))
+        steps = StepRunner(
+            hypervisor=hypervisor,
+            files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
+            images=images,
+            observer=observer,
+            resumes=resumes,
+            host_id=host,
+            bridges=settings.bridges,
+            console_dir=settings.console_dir,
+        )
+        agent = AgentService(
+            leaders=leaders,
+            jobs=jobs,
+            steps=steps,
+            observer=observer,
+            console=ConsoleReader(settings.console_dir),
+            boot_id=boot_id,
+        )
+        await stack.enter_async_context(telemetry_server(settings.metrics_listen, metrics))
+        server = await stack.enter_async_context(
+            ServiceServer(
+                listen=settings.listen,
+                services=[
+                    Service(agent_pb2_grpc.add_AgentServiceServicer_to_server, agent),
+                    Service(
+                        migration_pb2_grpc.add_MigrationServiceServicer_to_server,
+                        MigrationService(leaders=leaders, migrations=migrations),
+                    ),
+                ],
+                tls=tls,
+                metrics=metrics,
+                kinds={Kind.SERVICE, Kind.ANONYMOUS},
+                drain_seconds=settings.drain_seconds,
+            )
+        )
+        attachment = Attachment(
+            identity=HostIdentity(
+                host_id=host,
+                hostname=settings.name,
+                boot_id=boot_id,
+                agent_endpoint=settings.advertise or f"{settings.name}:{server.port}",
+                enrolment_token=settings.enrolment_token,
+            ),
+            schedulers=settings.schedulers,
+            open_channel=lambda target: open_channel(target, tls, insecure_identity=identity),
+            observer=observer,
+            inventory=Inventory(hypervisor=hypervisor, pools=pools, settings=settings),
+            changed=changed,
+        )
+        migrations.adopt()
+        tasks = [
+            asyncio.create_task(_follow_events(hypervisor, changed, resumes), name="events"),
+            asyncio.create_task(attachment.run(), name="attach"),
+            asyncio.create_task(stop.wait(), name="stop"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # only `stop` ends well: whatever else ended has broken, and says how
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes: ResumeTimes) -> None:
+    """Events are hints to look: the observer tells what is really there."""
+    async with hypervisor.events() as events:
+        async for event in events:
+            resumes.hear(event)
+            changed.set()
+
+
+@contextlib.asynccontextmanager
+async def _base_images(
+    settings: AgentSettings, pools: Pools, tls: Tls | None, identity: str
+) -> AsyncIterator[BaseImages]:
+    if settings.hypervisor == "fake":
+        yield PretendingBaseImages(pools)
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(open_channel(store, tls, insecure_identity=identity))
+            for store in settings.image_stores
+        ]
+        fetcher = ImageFetcher([ChunkServiceStub(channel) for channel in channels], owner=settings.host_uuid)
+        yield FetchedBaseImages(pools, fetcher)

@@ -1,0 +1,1 @@
+"""How guests reach the world: bridges that the operator has made."""

@@ -1,0 +1,59 @@
+"""What really runs here, as the leader wants to hear it."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from remuda.compute.v1.instance_pb2 import Instance
+from remuda.scheduler.v1.registry_pb2 import Observations, ObservedInstance
+from remuda_core.ids import InstanceId
+
+from remuda_agent.hypervisor import DomainView, Hypervisor
+
+
+def observed(view: DomainView) -> ObservedInstance:
+    """A domain in the words of the protocol; the names of both enums are the same by construction."""
+    return ObservedInstance(
+        instance_id=view.instance_id,
+        epoch=view.epoch,
+        operation_id=view.operation_id,
+        power_state=Instance.PowerState.Value(f"POWER_STATE_{view.power_state}"),
+        reason=view.reason,
+        job=ObservedInstance.JOB_UNSPECIFIED
+        if view.job == "NONE"
+        else ObservedInstance.Job.Value(f"JOB_{view.job}"),
+        persistent=view.persistent,
+        observe_time=_now(),
+    )
+
+
+def absent(instance: InstanceId) -> ObservedInstance:
+    return ObservedInstance(
+        instance_id=instance, power_state=Instance.POWER_STATE_ABSENT, observe_time=_now()
+    )
+
+
+class Observer:
+    """Looks at the hypervisor and numbers what it saw.
+
+    The sequence rises with every look of this process. It starts at the clock in microseconds, so that it
+    goes on rising over a restart of the agent within one boot of the host.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, *, first_sequence: int) -> None:
+        self._hypervisor = hypervisor
+        self._sequence = first_sequence
+
+    async def one(self, instance: InstanceId) -> ObservedInstance:
+        view = await self._hypervisor.view(instance)
+        return absent(instance) if view is None else observed(view)
+
+    async def everything(self) -> Observations:
+        # The number is drawn before looking: of two looks the later number never holds the older view.
+        self._sequence += 1
+        sequence = self._sequence
+        views = await self._hypervisor.domains()
+        return Observations(sequence=sequence, complete=True, instances=[observed(view) for view in views])
+
+
+def _now() -> Timestamp:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return now

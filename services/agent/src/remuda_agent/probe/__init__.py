@@ -1,0 +1,1 @@
+"""What a host can really do, found out by doing it."""

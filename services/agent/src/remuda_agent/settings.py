@@ -1,0 +1,57 @@
+"""What an operator configures on a host. Precedence: defaults < TOML < REMUDA_AGENT__... < flags."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from remuda_core.config import ServiceSettings
+
+
+class PoolSettings(BaseModel):
+    """A directory that holds instances' disks."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    path: Path
+    shared: bool = False
+    """Other hosts mount the same storage; which ones is told by the uid file in its root."""
+
+
+class MigrationSettings(BaseModel):
+    """How migrations come in and go out."""
+
+    transport: Literal["tls", "tcp"] = "tls"
+    address: str = ""
+    """Memory and disks come in here; empty: the host name is resolved by the source."""
+    port_min: int = 49152
+    port_max: int = 49215
+
+
+class AgentSettings(ServiceSettings):
+    """One host."""
+
+    name: str
+    """Host name as registered, and as the other hosts resolve it."""
+    host_uuid: str
+    advertise: str = ""
+    """host:port where the leader reaches this agent; empty: `name` and the port it listens on."""
+    schedulers: tuple[str, ...]
+    image_stores: tuple[str, ...] = ()
+    state_dir: Path = Path("/var/lib/remuda")
+    hypervisor: Literal["libvirt", "fake"] = "libvirt"
+    libvirt_uri: str = "qemu:///system"
+    fake_world: Path | None = None
+    """File that fake hosts share; None: one of this host's own in state_dir."""
+    domain_type: Literal["", "kvm", "qemu"] = ""
+    """Empty: probe by running a guest."""
+    console_dir: Path = Path("/var/log/libvirt/qemu")
+    enrolment_token: str = ""
+    boot_id_file: Path = Path("/proc/sys/kernel/random/boot_id")
+    """Where hosts are namespaces the kernel's id is the machine's: a lab draws one per boot into a file."""
+    pools: tuple[PoolSettings, ...] = Field(min_length=1)
+    bridges: dict[str, str] = Field(default_factory=dict)
+    """Physical network to bridge."""
+    migration: MigrationSettings = Field(default_factory=MigrationSettings)
+    vcpu_overcommit: float = Field(default=4.0, gt=0)
+    """vCPUs offered per CPU of the host."""
+    reserved_memory_mib: int = Field(default=1024, ge=0)
+    """Kept for the host itself."""

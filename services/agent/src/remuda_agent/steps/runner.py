@@ -1,0 +1,297 @@
+"""One function per kind of work and direction, each looking at what is there before it acts.
+
+The table at the end is the whole vocabulary of RunStep.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
+from remuda.agent.v1.common_pb2 import DomainSpec, StepKey
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
+
+from remuda_agent.hypervisor import DomainDescription, DomainNic, Hypervisor
+from remuda_agent.jobs import Job
+from remuda_agent.observer import Observer
+from remuda_agent.resumes import ResumeTimes
+from remuda_agent.steps.ports import BaseImages, InstanceFiles, InstancePaths, Owner
+
+PRESS_AGAIN_SECONDS = 10.0
+"""A press that comes while the guest still boots is lost: facts of ACPI under QEMU."""
+
+POLL_SECONDS = 0.2
+
+
+class StepRunner:
+    """Carries out the work of one host."""
+
+    def __init__(
+        self,
+        *,
+        hypervisor: Hypervisor,
+        files: InstanceFiles,
+        images: BaseImages,
+        observer: Observer,
+        resumes: ResumeTimes,
+        host_id: HostId,
+        bridges: Mapping[str, str],
+        console_dir: Path,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._files = files
+        self._images = images
+        self._observer = observer
+        self._resumes = resumes
+        self._host_id = host_id
+        self._bridges = bridges
+        self._console_dir = console_dir
+
+    async def run(self, request: RunStepRequest, job: Job) -> StepOutput:
+        """Raises what the work raises; STALE_EPOCH when the host runs a newer copy than the order is for."""
+        work = request.WhichOneof("work") or ""
+        await self._refuse_stale(request.key)
+        do = request.key.direction == StepKey.DIRECTION_DO
+        act = (self._do if do else self._undo)[work]
+        output = await act(request, job)
+        output.observed.CopyFrom(await self._observer.one(InstanceId(request.key.instance_id)))
+        return output
+
+    async def _refuse_stale(self, key: StepKey) -> None:
+        view = await self._hypervisor.view(InstanceId(key.instance_id))
+        if view is not None and view.epoch > key.epoch:
+            raise RemudaError(
+                Reason.STALE_EPOCH,
+                f"this host has the copy of epoch {view.epoch}; the order is for epoch {key.epoch}",
+                metadata={"epoch": str(view.epoch)},
+            )
+
+    # Launch ---------------------------------------------------------------------------------
+
+    async def _ensure_base_image(self, request: RunStepRequest, job: Job) -> StepOutput:
+        wanted = request.ensure_base_image
+        await self._images.ensure(
+            pool=wanted.pool,
+            image_id=wanted.image_id,
+            manifest_digest=wanted.manifest_digest,
+            grant=wanted.grant,
+            on_progress=job.report,
+        )
+        return StepOutput()
+
+    async def _prepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
+        spec = request.prepare_disks.spec
+        self._check_bridges(spec)
+        await self._files.create(spec, self._owner(request.key, "owner"))
+        return StepOutput()
+
+    async def _unprepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
+        await self._forget_domain(request.key)
+        await self._files.remove(request.prepare_disks.spec.pool, self._owner(request.key, "owner"))
+        return StepOutput()
+
+    async def _define_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
+        spec = request.define_domain.spec
+        paths = self._files.paths(spec.pool, InstanceId(spec.instance_id))
+        view = await self._hypervisor.define(self._description(request.key, spec, paths))
+        return StepOutput(machine_type=view.machine_type)
+
+    async def _undefine_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
+        await self._forget_domain(request.key)
+        return StepOutput()
+
+    # Power ----------------------------------------------------------------------------------
+
+    async def _start_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
+        await self._hypervisor.start(InstanceId(request.key.instance_id))
+        return StepOutput()
+
+    async def _destroy_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
+        await self._hypervisor.destroy(InstanceId(request.key.instance_id))
+        return StepOutput()
+
+    async def _stop_domain(self, request: RunStepRequest, job: Job) -> StepOutput:
+        """ACPI power button, pressed again while nothing happens; off when the grace time is over."""
+        instance = InstanceId(request.key.instance_id)
+        grace = request.stop_domain.grace.ToTimedelta().total_seconds()
+        view = await self._hypervisor.view(instance)
+        if view is None or not view.active:
+            return StepOutput()
+        if request.stop_domain.force or view.power_state != "RUNNING":
+            await self._hypervisor.destroy(instance)
+            return StepOutput(forced=True)
+        end = time.monotonic() + grace
+        next_press = 0.0
+        while time.monotonic() < end:
+            if job.stop.is_set():
+                raise RemudaError(Reason.CANCELLED, "stopping was cancelled; the guest may still shut down")
+            if time.monotonic() >= next_press:
+                next_press = time.monotonic() + PRESS_AGAIN_SECONDS
+                await self._hypervisor.shutdown(instance)
+            await asyncio.sleep(POLL_SECONDS)
+            view = await self._hypervisor.view(instance)
+            if view is None or not view.active:
+                return StepOutput()
+        await self._hypervisor.destroy(instance)
+        return StepOutput(forced=True)
+
+    # Removal --------------------------------------------------------------------------------
+
+    async def _remove_instance(self, request: RunStepRequest, _: Job) -> StepOutput:
+        await self._forget_domain(request.key)
+        if not request.remove_instance.keep_shared_files:
+            await self._files.remove(request.remove_instance.pool, self._owner(request.key, "owner"))
+        return StepOutput()
+
+    # Migration ------------------------------------------------------------------------------
+
+    async def _prepare_incoming(self, request: RunStepRequest, job: Job) -> StepOutput:
+        work = request.prepare_incoming
+        self._check_bridges(work.spec)
+        await asyncio.to_thread(self._console_dir.mkdir, parents=True, exist_ok=True)
+        if work.shared_disks:
+            # The files are there and the source still writes them: owner.json changes hands with ownership.
+            return StepOutput()
+        await self._images.ensure(
+            pool=work.spec.pool,
+            image_id=work.spec.image_id,
+            manifest_digest=work.spec.manifest_digest,
+            grant=work.grant,
+            on_progress=job.report,
+        )
+        await self._files.create(work.spec, self._owner(request.key, "incoming"))
+        return StepOutput()
+
+    async def _unprepare_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
+        """Never stops a guest that has arrived: whoever undoes this has decided on an older look."""
+        work = request.prepare_incoming
+        view = await self._hypervisor.view(InstanceId(request.key.instance_id))
+        if view is not None and view.power_state == "RUNNING":
+            raise RemudaError(
+                Reason.MIGRATION_FAILED, "the guest has arrived here and runs: nothing is removed"
+            )
+        await self._forget_domain(request.key)
+        if not work.shared_disks:
+            await self._files.remove(work.spec.pool, self._owner(request.key, "incoming"))
+        return StepOutput()
+
+    async def _finish_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
+        """The persistent definition is proven, the run state enforced, the directory ours."""
+        instance = InstanceId(request.key.instance_id)
+        view = await self._hypervisor.view(instance)
+        if view is None or not view.active:
+            raise RemudaError(Reason.GUEST_STOPPED, f"instance {instance} does not run here")
+        if not view.persistent or view.definition_epoch != request.key.epoch:
+            raise RemudaError(
+                Reason.HYPERVISOR_ERROR,
+                f"the persistent definition of {instance} is not the one of epoch {request.key.epoch}",
+            )
+        if request.finish_incoming.paused:
+            await self._hypervisor.pause(instance)
+        else:
+            await self._hypervisor.resume(instance)
+        await self._files.take_over(request.finish_incoming.pool, self._owner(request.key, "owner"))
+        measured = await self._hypervisor.completed_stats(instance)
+        output = StepOutput(downtime_ms=measured.downtime_ms if measured else None)
+        if (resumed := self._resumes.last(instance)) is not None:
+            output.resume_time.FromDatetime(resumed)
+        if not request.finish_incoming.paused:
+            output.guest_agent_answered = await self._hypervisor.guest_agent_ping(instance, timeout=2.0)
+        return output
+
+    async def _release_source(self, request: RunStepRequest, _: Job) -> StepOutput:
+        work = request.release_source
+        view = await self._hypervisor.view(InstanceId(request.key.instance_id))
+        if view is not None and view.active:
+            raise RemudaError(
+                Reason.HYPERVISOR_ERROR,
+                f"the copy here is still {view.power_state.lower()} ({view.reason}): it is not released",
+            )
+        await self._hypervisor.undefine(InstanceId(request.key.instance_id))
+        if not work.shared_disks:
+            await self._files.remove(work.pool, self._owner(request.key, "owner"))
+        return StepOutput()
+
+    async def _nothing(self, _: RunStepRequest, __: Job) -> StepOutput:
+        return StepOutput()
+
+    # ----------------------------------------------------------------------------------------
+
+    async def _forget_domain(self, key: StepKey) -> None:
+        """Destroys and undefines the copy of this epoch; a copy in post-copy holds half a guest and stays."""
+        instance = InstanceId(key.instance_id)
+        view = await self._hypervisor.view(instance)
+        if view is None:
+            return
+        if view.postcopy:
+            raise RemudaError(Reason.HYPERVISOR_ERROR, f"memory of {instance} is split over two hosts")
+        await self._hypervisor.destroy(instance)
+        await self._hypervisor.undefine(instance)
+
+    def _owner(self, key: StepKey, role: str) -> Owner:
+        return Owner(
+            instance_id=InstanceId(key.instance_id),
+            host_id=self._host_id,
+            epoch=Epoch(key.epoch),
+            operation_id=OperationId(key.operation_id),
+            role="owner" if role == "owner" else "incoming",
+        )
+
+    def _check_bridges(self, spec: DomainSpec) -> None:
+        missing = {nic.physical_network for nic in spec.nics} - set(self._bridges)
+        if missing:
+            raise RemudaError(Reason.STEP_FAILED, f"this host has no bridge for {', '.join(sorted(missing))}")
+
+    def _description(self, key: StepKey, spec: DomainSpec, paths: InstancePaths) -> DomainDescription:
+        self._check_bridges(spec)
+        return DomainDescription(
+            instance_id=InstanceId(spec.instance_id),
+            title=spec.instance_name,
+            epoch=Epoch(key.epoch),
+            operation_id=OperationId(key.operation_id),
+            vcpus=spec.vcpus,
+            memory_mib=spec.memory_mib,
+            disk=paths.disk,
+            config_drive=paths.config_drive,
+            console=self._console_dir / f"{spec.instance_id}.console",
+            nics=tuple(
+                DomainNic(
+                    mac_address=nic.mac_address, bridge=self._bridges[nic.physical_network], mtu=nic.mtu
+                )
+                for nic in spec.nics
+            ),
+            machine_type=spec.machine_type,
+        )
+
+    @property
+    def _do(self) -> Mapping[str, "Act"]:
+        return {
+            "ensure_base_image": self._ensure_base_image,
+            "prepare_disks": self._prepare_disks,
+            "define_domain": self._define_domain,
+            "start_domain": self._start_domain,
+            "stop_domain": self._stop_domain,
+            "remove_instance": self._remove_instance,
+            "prepare_incoming": self._prepare_incoming,
+            "finish_incoming": self._finish_incoming,
+            "release_source": self._release_source,
+        }
+
+    @property
+    def _undo(self) -> Mapping[str, "Act"]:
+        return {
+            "ensure_base_image": self._nothing,  # the cache is shared by all instances
+            "prepare_disks": self._unprepare_disks,
+            "define_domain": self._undefine_domain,
+            "start_domain": self._destroy_domain,
+            "stop_domain": self._nothing,
+            "remove_instance": self._nothing,
+            "prepare_incoming": self._unprepare_incoming,
+            "finish_incoming": self._nothing,
+            "release_source": self._nothing,
+        }
+
+
+Act = Callable[[RunStepRequest, Job], Awaitable[StepOutput]]

@@ -1,0 +1,1 @@
+"""Mutations: every check, then one transaction that leaves all of it or nothing."""

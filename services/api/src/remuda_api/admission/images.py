@@ -1,0 +1,95 @@
+"""CreateImage, DeleteImage: the records; the bytes are the image store's."""
+
+import uuid
+
+from google.protobuf.empty_pb2 import Empty
+from remuda.image.v1 import image_pb2 as public
+from remuda.store.v1 import image_pb2 as records
+from remuda_core import names
+from remuda_core.errors import Reason, RemudaError, already_exists, not_found
+from remuda_core.etcd import ops
+from remuda_core.etcd.cache import Entry
+from remuda_core.ids import ImageId
+
+from remuda_api.admission.etags import check_etag
+from remuda_api.admission.mutations import Answer, Mutations, Plan
+from remuda_api.admission.operations import now
+from remuda_api.admission.requests import Call
+from remuda_api.admission.resolving import Resolver, check_display_name
+from remuda_api.store.images import image_message
+
+# What a client says about the image; everything else is the store's to find out.
+_GIVEN = (
+    "display_name",
+    "format",
+    "file_bytes",
+    "sha256",
+    "min_disk_gib",
+    "min_memory_mib",
+    "architecture",
+    "guest_agent",
+)
+
+
+class ImageAdmission:
+    def __init__(self, mutations: Mutations, resolver: Resolver) -> None:
+        self._mutations = mutations
+        self._keys = mutations.keys
+        self._resolver = resolver
+
+    async def create(self, call: Call, request: public.CreateImageRequest) -> Answer[public.Image]:
+        project = names.parse_project(request.parent)
+        check_display_name(request.image.display_name, "image.display_name")
+        image = ImageId(str(uuid.uuid4()))
+        record = records.ImageRecord(id=image, project=project)
+        for field in _GIVEN:
+            setattr(record.image, field, getattr(request.image, field))
+        record.image.state = public.Image.STATE_UPLOADING
+        record.image.create_time.CopyFrom(now())
+        key, name_key = self._keys.image(image), self._keys.image_name(project, record.image.display_name)
+
+        async def attempt() -> Plan[public.Image]:
+            if (taken := await self._mutations.etcd.get(name_key)) is not None:
+                other = names.image_name(project, ImageId(taken.value.decode()))
+                raise already_exists(other, f"{other} has the display name {record.image.display_name}")
+            entry = Entry(key=key, value=record, create_revision=0, mod_revision=0)
+            return Plan(
+                response=image_message(entry),
+                compare=[ops.absent(key), ops.absent(name_key)],
+                success=[
+                    ops.put(key, record.SerializeToString(deterministic=True)),
+                    ops.put(name_key, image.encode()),
+                ],
+                witness=key,
+            )
+
+        return await self._mutations.run(call, attempt, public.Image)
+
+    async def delete(self, call: Call, request: public.DeleteImageRequest) -> Answer[Empty]:
+        """Marks it; the image store removes what it has, and then the record."""
+
+        async def attempt() -> Plan[Empty]:
+            name = await self._resolver.image(request.name)
+            key, refs = self._keys.image(name.image), self._keys.image_refs(name.image)
+            seen = await self._mutations.etcd.get(key)
+            record = records.ImageRecord.FromString(seen.value) if seen else None
+            if seen is None or record is None or record.project != name.project:
+                raise not_found(request.name)
+            check_etag(str(name), request.etag, seen)
+            if record.image.state == public.Image.STATE_DELETING:
+                return Plan(response=Empty())
+            if users := await self._mutations.etcd.count(refs):
+                raise RemudaError(
+                    Reason.IMAGE_IN_USE,
+                    f"{users} instances are based on {name}",
+                    metadata={"instances": str(users)},
+                )
+            record.image.state = public.Image.STATE_DELETING
+            return Plan(
+                response=Empty(),
+                compare=[ops.mod_is(key, seen.mod_revision), ops.absent_prefix(refs)],
+                success=[ops.put(key, record.SerializeToString(deterministic=True))],
+                witness=key,
+            )
+
+        return await self._mutations.run(call, attempt, Empty)

@@ -1,0 +1,1 @@
+"""The rpcs: parse, call, translate."""

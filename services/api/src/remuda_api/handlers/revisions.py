@@ -1,0 +1,47 @@
+"""Read-your-writes over replicas: mutations say at which revision, reads may ask to be at least that new."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from grpc.aio import ServicerContext
+from remuda_core.errors import invalid_argument
+from remuda_core.etcd.cache import PrefixCache
+from remuda_core.rpc.context import timeout_for
+
+from remuda_api.admission.mutations import Answer
+
+R = TypeVar("R", bound=Message)
+
+REVISION_KEY = "remuda-revision"
+"""Trailer of mutations; with it, a read at any replica shows the change."""
+MIN_REVISION_KEY = "remuda-min-revision"
+_WAIT_SECONDS = 5.0
+
+
+def answered(context: ServicerContext[Any, Any], answer: Answer[R]) -> R:
+    if answer.revision:
+        add_revision(context, answer.revision)
+    return answer.response
+
+
+def add_revision(context: ServicerContext[Any, Any], revision: int) -> None:
+    # What the chain has put there stays.
+    before = tuple(context.trailing_metadata() or ())
+    context.set_trailing_metadata((*before, (REVISION_KEY, str(revision))))
+
+
+async def fresh(context: ServicerContext[Any, Any], *caches: PrefixCache[Any]) -> None:
+    """Waits until the caches show what the caller has seen. Raises Unavailable when they do not in time."""
+    wanted = _min_revision(context.invocation_metadata() or ())
+    for cache in caches if wanted else ():
+        await cache.wait_revision(wanted, timeout_for(_WAIT_SECONDS))
+
+
+def _min_revision(metadata: Iterable[tuple[str, str | bytes]]) -> int:
+    for key, value in metadata:
+        if key == MIN_REVISION_KEY:
+            if not isinstance(value, str) or not value.isdecimal():
+                raise invalid_argument(MIN_REVISION_KEY, "is no revision")
+            return int(value)
+    return 0

@@ -1,0 +1,116 @@
+"""The image stores behind the gateway: which one is asked, and when the next one is."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+from remuda.image.v1 import image_pb2 as pb
+from remuda.image.v1.image_pb2_grpc import ImageServiceStub
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.rpc.context import outgoing, timeout_for
+from remuda_core.rpc.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from remuda.image.v1.image_pb2_grpc import ImageServiceAsyncStub
+
+_log = logging.getLogger(__name__)
+
+OpenChannel = Callable[[str], grpc.aio.Channel]
+
+_CONNECT_SECONDS = 3.0
+_CALL_SECONDS = 20.0
+# No limit of the gateway's own on bytes that flow: the caller's deadline counts.
+_STREAM_SECONDS = 24 * 3600.0
+_AWAY = frozenset({Reason.UNAVAILABLE, Reason.SHUTTING_DOWN})
+
+
+class ImageStores:
+    """All stores share one backend, so any of them will do. Flow control is gRPC's: a frame is read from
+    one side only when the other side has taken the one before."""
+
+    def __init__(self, endpoints: Sequence[str], open_channel: OpenChannel) -> None:
+        self._endpoints = list(endpoints)
+        self._open_channel = open_channel
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    async def get_upload(self, request: pb.GetUploadRequest) -> pb.Upload:
+        """Raises RemudaError STORE_UNAVAILABLE when no store answers."""
+        async for endpoint, stub in self._reachable():
+            try:
+                return await stub.GetUpload(request, **outgoing(_CALL_SECONDS))
+            except grpc.aio.AioRpcError as error:
+                self._away_or_raise(endpoint, error)
+        raise _none_left()
+
+    async def download(self, request: pb.DownloadImageRequest) -> AsyncIterator[pb.DownloadImageResponse]:
+        """Goes on at another store as long as nothing has been sent to the client."""
+        async for endpoint, stub in self._reachable():
+            begun = False
+            call = stub.DownloadImage(request, **outgoing(_STREAM_SECONDS))
+            try:
+                async for frame in call:
+                    begun = True
+                    yield frame
+            except grpc.aio.AioRpcError as error:
+                if begun:
+                    raise from_rpc_error(error) from error
+                self._away_or_raise(endpoint, error)
+            else:
+                return
+            finally:
+                call.cancel()
+        raise _none_left()
+
+    async def upload(
+        self, first: pb.UploadImageRequest, rest: AsyncIterator[pb.UploadImageRequest]
+    ) -> pb.UploadImageResponse:
+        """A store is chosen once; a client whose stream breaks asks GetUpload where to go on."""
+        async for _, stub in self._reachable():
+
+            async def frames() -> AsyncIterator[pb.UploadImageRequest]:
+                yield first
+                async for frame in rest:
+                    yield frame
+
+            try:
+                return await stub.UploadImage(frames(), **outgoing(_STREAM_SECONDS))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+        raise _none_left()
+
+    async def _reachable(self) -> "AsyncIterator[tuple[str, ImageServiceAsyncStub]]":
+        """Those that answer, the one that answered last first."""
+        for endpoint in list(self._endpoints):
+            channel = self._channels.get(endpoint)
+            if channel is None:
+                channel = self._channels[endpoint] = self._open_channel(endpoint)
+            try:
+                async with asyncio.timeout(timeout_for(_CONNECT_SECONDS)):
+                    await channel.channel_ready()
+            except TimeoutError:
+                self._step_back(endpoint, "no connection")
+                continue
+            yield endpoint, ImageServiceStub(channel)
+
+    def _away_or_raise(self, endpoint: str, error: grpc.aio.AioRpcError) -> None:
+        failure = from_rpc_error(error)
+        if failure.reason not in _AWAY:
+            raise failure from error
+        self._step_back(endpoint, failure.message)
+
+    def _step_back(self, endpoint: str, why: str) -> None:
+        _log.warning("image store %s: %s", endpoint, why)
+        if endpoint in self._endpoints:
+            self._endpoints.remove(endpoint)
+            self._endpoints.append(endpoint)
+
+
+def _none_left() -> RemudaError:
+    return RemudaError(Reason.STORE_UNAVAILABLE, "no image store answers", retry_after_seconds=1.0)

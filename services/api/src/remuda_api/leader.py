@@ -1,0 +1,113 @@
+"""The leader of the schedulers, as the gateway needs it: found in etcd, asked over gRPC, lost at times."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from remuda.compute.v1 import operation_pb2 as public
+from remuda.scheduler.v1 import live_pb2
+from remuda.scheduler.v1.live_pb2_grpc import LiveServiceStub
+from remuda_core.errors import Reason, RemudaError, no_leader
+from remuda_core.ids import InstanceId, OperationId
+from remuda_core.rpc.context import outgoing, timeout_for
+from remuda_core.rpc.status import from_rpc_error
+
+from remuda_api.store.caches import Caches
+from remuda_api.store.operations import packed
+
+if TYPE_CHECKING:
+    from remuda.scheduler.v1.live_pb2_grpc import LiveServiceAsyncStub
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+OpenChannel = Callable[[str], grpc.aio.Channel]
+
+# How long an rpc that needs the leader waits for one: an election after a clean resignation is over by then.
+_PATIENCE_SECONDS = 3.0
+_CALL_SECONDS = 10.0
+# Jitter of a re-subscription: all watchers of all replicas come back at once after an election.
+_RESUBSCRIBE_SECONDS = (0.1, 2.0)
+_MOVED = frozenset({Reason.NOT_LEADER, Reason.NO_LEADER, Reason.UNAVAILABLE, Reason.SHUTTING_DOWN})
+
+
+class LeaderLink:
+    """Use within the event loop that made it; `close` ends its channels."""
+
+    def __init__(self, caches: Caches, open_channel: OpenChannel) -> None:
+        self._caches = caches
+        self._open_channel = open_channel
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """host:port, empty while nobody leads."""
+        entry = self._caches.leader.get(self._caches.keys.leader)
+        return entry.value.endpoint if entry is not None else ""
+
+    async def close(self) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    async def explain(self, request: Message) -> public.PlacementExplanation:
+        """Raises RemudaError NO_LEADER."""
+        asked = live_pb2.ExplainRequest(request=packed(request))
+
+        async def ask(stub: "LiveServiceAsyncStub") -> live_pb2.ExplainResponse:
+            return await stub.Explain(asked, **outgoing(_CALL_SECONDS))
+
+        return (await self._ask(ask)).explanation
+
+    async def read_console(self, instance: InstanceId, max_bytes: int) -> live_pb2.ReadConsoleResponse:
+        """Raises RemudaError NO_LEADER, HOST_UNREACHABLE."""
+        asked = live_pb2.ReadConsoleRequest(instance_id=instance, max_bytes=max_bytes)
+
+        async def ask(stub: "LiveServiceAsyncStub") -> live_pb2.ReadConsoleResponse:
+            return await stub.ReadConsole(asked, **outgoing(_CALL_SECONDS))
+
+        return await self._ask(ask)
+
+    async def progress(self, operation: OperationId) -> AsyncIterator[public.Progress]:
+        """Live progress for as long as somebody reads it; over changes of the leader, without an end."""
+        request = live_pb2.WatchProgressRequest(operation_id=operation)
+        while True:
+            try:
+                async for response in self._stub().WatchProgress(request):
+                    yield response.progress
+            except grpc.aio.AioRpcError as error:
+                _log.debug("progress of %s: %s", operation, error.details())
+            except RemudaError as error:
+                _log.debug("progress of %s: %s", operation, error)
+            await asyncio.sleep(random.uniform(*_RESUBSCRIBE_SECONDS))
+
+    async def _ask(self, ask: "Callable[[LiveServiceAsyncStub], Awaitable[T]]") -> T:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + min(_PATIENCE_SECONDS, timeout_for(_PATIENCE_SECONDS))
+        while True:
+            try:
+                return await ask(self._stub())
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc_error(error)
+                if failure.reason not in _MOVED:
+                    raise failure from error
+            except RemudaError as error:
+                if error.reason not in _MOVED:
+                    raise
+            pause = random.uniform(0.1, 0.5)
+            if loop.time() + pause >= give_up:
+                raise no_leader()
+            await asyncio.sleep(pause)
+
+    def _stub(self) -> "LiveServiceAsyncStub":
+        endpoint = self.endpoint
+        if not endpoint:
+            raise no_leader()
+        channel = self._channels.get(endpoint)
+        if channel is None:
+            channel = self._channels[endpoint] = self._open_channel(endpoint)
+        return LiveServiceStub(channel)

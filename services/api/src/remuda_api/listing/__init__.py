@@ -1,0 +1,1 @@
+"""Pages over a pinned snapshot, and the small filter grammar."""

@@ -1,0 +1,1 @@
+"""Records in etcd, and what clients see of them: one codec per noun, and the caches that hold them."""

@@ -1,0 +1,137 @@
+"""Chunks, manifests and parts of uploads as blobs: the names, and what is behind them."""
+
+import asyncio
+import errno
+from collections.abc import Collection
+
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import ImageId
+from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
+from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
+
+from remuda_image_store.blobs import Blob, Blobs
+
+CHUNKS, MANIFESTS, UPLOADS = "chunks/", "manifests/", "uploads/"
+
+_CHECKS_AT_ONCE = 32
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Content:
+    """Errors are RemudaError: DIGEST_MISMATCH for what is damaged or lost, DISK_FULL."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+
+    @property
+    def blobs(self) -> Blobs:
+        return self._blobs
+
+    # --- chunks ---
+
+    async def put_chunk(self, digest: Digest, data: bytes) -> int:
+        """`digest` is that of `data`. Returns the bytes that came new into the store."""
+        key = chunk_key(digest)
+        # Asked first: compressing costs more than asking, and most chunks of a second image are known.
+        if await self._blobs.exists(key):
+            return 0
+        blob = await asyncio.to_thread(lambda: pack(encode(data)))
+        return len(blob) if await self._put(key, blob) else 0
+
+    async def stored_chunk(self, digest: Digest) -> Stored:
+        """As it is stored, not verified."""
+        try:
+            return unpack(await self._blobs.get(chunk_key(digest)))
+        except (FileNotFoundError, DamagedChunk) as error:
+            raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
+
+    async def chunk(self, digest: Digest, length: int) -> bytes:
+        """The plain bytes, verified."""
+        stored = await self.stored_chunk(digest)
+        try:
+            return await asyncio.to_thread(decode, stored, digest, length)
+        except DamagedChunk as error:
+            raise _lost(str(error)) from error
+
+    async def lacking(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those that are not in the store."""
+        at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
+
+        async def lacks(digest: Digest) -> bool:
+            async with at_once:
+                return not await self._blobs.exists(chunk_key(digest))
+
+        ordered = list(digests)
+        answers = await asyncio.gather(*map(lacks, ordered))
+        return {digest for digest, lacks_it in zip(ordered, answers, strict=True) if lacks_it}
+
+    async def delete_chunks(self, digests: Collection[Digest]) -> None:
+        await self._blobs.delete(map(chunk_key, digests))
+
+    # --- manifests ---
+
+    async def put_manifest(self, manifest: Manifest) -> Digest:
+        blob = serialize(manifest)
+        digest = digest_of(blob)
+        await self._put(manifest_key(digest), blob)
+        return digest
+
+    async def manifest_blob(self, digest: Digest) -> bytes:
+        """Not verified; the host does that."""
+        try:
+            return await self._blobs.get(manifest_key(digest))
+        except FileNotFoundError as error:
+            raise _lost(f"manifest {digest.hex()} is lost") from error
+
+    async def manifest(self, digest: Digest) -> Manifest:
+        blob = await self.manifest_blob(digest)
+        try:
+            return parse(blob, digest)
+        except BadManifest as error:
+            raise _lost(str(error)) from error
+
+    async def delete_manifest(self, digest: Digest) -> None:
+        await self._blobs.delete([manifest_key(digest)])
+
+    # --- parts of uploads ---
+
+    async def put_part(self, image: ImageId, segment: str, offset: int, data: bytes) -> None:
+        await self._put(part_key(image, segment, offset), data)
+
+    async def delete_part(self, image: ImageId, segment: str, offset: int) -> None:
+        await self._blobs.delete([part_key(image, segment, offset)])
+
+    async def parts(self, image: ImageId, segment: str) -> list[tuple[int, Blob]]:
+        """(offset in the file, blob) in order; one may be there that was never recorded."""
+        found = [blob async for blob in self._blobs.list(f"{UPLOADS}{image}/{segment}")]
+        return sorted((int(blob.key.rpartition("/")[2], 16), blob) for blob in found)
+
+    async def delete_parts(self, image: ImageId) -> None:
+        await self._blobs.delete([blob.key async for blob in self._blobs.list(f"{UPLOADS}{image}")])
+
+    async def _put(self, key: str, blob: bytes) -> bool:
+        try:
+            return await self._blobs.put(key, blob)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error
+            raise
+
+
+def chunk_key(digest: Digest) -> str:
+    name = digest.hex()
+    return f"{CHUNKS}{name[:2]}/{name}"
+
+
+def manifest_key(digest: Digest) -> str:
+    name = digest.hex()
+    return f"{MANIFESTS}{name[:2]}/{name}"
+
+
+def part_key(image: ImageId, segment: str, offset: int) -> str:
+    # Zero-padded: the order of the names is that of the bytes.
+    return f"{UPLOADS}{image}/{segment}/{offset:016x}"
+
+
+def _lost(message: str) -> RemudaError:
+    return RemudaError(Reason.DIGEST_MISMATCH, message)

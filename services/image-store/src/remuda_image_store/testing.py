@@ -1,0 +1,193 @@
+"""For tests: image stores in this process or in others, over a real etcd, and their callers."""
+
+import hashlib
+import random
+import uuid
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from remuda.image.v1 import chunk_pb2, chunk_pb2_grpc, image_pb2, image_pb2_grpc
+from remuda.store.v1 import image_pb2 as store_pb2
+from remuda_core.auth import grants
+from remuda_core.etcd.client import Etcd
+from remuda_core.etcd.keys import Keys
+from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
+from remuda_core.rpc.channel import open_channel
+from remuda_core.testing.waiting import wait_for
+
+from remuda_image_store.main import serving
+from remuda_image_store.settings import Settings
+
+if TYPE_CHECKING:
+    from remuda.image.v1.chunk_pb2_grpc import ChunkServiceAsyncStub
+    from remuda.image.v1.image_pb2_grpc import ImageServiceAsyncStub
+
+RAW, QCOW2 = image_pb2.Image.FORMAT_RAW, image_pb2.Image.FORMAT_QCOW2
+PROJECT = ProjectId("demo")
+_FRAME_BYTES = 1 << 20
+_SECONDS = 60.0
+
+
+def noise(seed: int, length: int) -> bytes:
+    """Bytes that do not compress, always the same."""
+    return random.Random(seed).randbytes(length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """An image and the file that is uploaded as it."""
+
+    id: ImageId
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        return f"projects/{PROJECT}/images/{self.id}"
+
+    def frames(
+        self, start: int = 0, stop: int | None = None, *, finish: bool = True
+    ) -> Iterator[image_pb2.UploadImageRequest]:
+        """`finish`: the last of them completes the file."""
+        end = len(self.data) if stop is None else stop
+        for offset in range(start, end, _FRAME_BYTES) or [start]:
+            after = min(end, offset + _FRAME_BYTES)
+            yield image_pb2.UploadImageRequest(
+                name=self.name if offset == start else "",
+                offset=offset,
+                data=self.data[offset:after],
+                finish=finish and after == end,
+            )
+
+
+class Images:
+    """An image store as the gateway uses it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub: ImageServiceAsyncStub = image_pb2_grpc.ImageServiceStub(channel)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"timeout": _SECONDS}
+
+    async def upload(self, sample: Sample, **frames: Any) -> image_pb2.UploadImageResponse:
+        """`frames`: arguments of Sample.frames."""
+        return await self.stub.UploadImage(iter(list(sample.frames(**frames))), **self.options)
+
+    async def committed(self, sample: Sample) -> int:
+        request = image_pb2.GetUploadRequest(name=sample.name)
+        return (await self.stub.GetUpload(request, **self.options)).committed_bytes
+
+    async def download(self, sample: Sample, offset: int = 0) -> bytes:
+        """The virtual disk from `offset` on, put together as a client does."""
+        disk = bytearray()
+        for frame in await self.frames(sample, offset):
+            if frame.offset != offset + len(disk):
+                raise ValueError(f"a frame begins at {frame.offset}, not at {offset + len(disk)}")
+            disk += frame.data or bytes(frame.zero_bytes)
+        return bytes(disk)
+
+    async def frames(self, sample: Sample, offset: int = 0) -> list[image_pb2.DownloadImageResponse]:
+        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset)
+        return [frame async for frame in self.stub.DownloadImage(request, **self.options)]
+
+
+@dataclass(kw_only=True)
+class Cloud:
+    """What surrounds the image stores: etcd, the backend that they share, the leader's key, the api."""
+
+    etcd: Etcd
+    settings: Settings
+    grant_key: Ed25519PrivateKey
+    directory: Path
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.settings.etcd.prefix)
+
+    async def serve(self) -> str:
+        """One more replica in this process; its address."""
+        scratch = self.directory / f"scratch-{uuid.uuid4().hex[:8]}"
+        settings = self.settings.model_copy(update={"scratch_dir": scratch})
+        replica = await self.stack.enter_async_context(serving(settings))
+        return f"127.0.0.1:{replica.port}"
+
+    async def images(self, address: str) -> Images:
+        """As the gateway calls."""
+        channel = open_channel(address, None, insecure_identity="service/api")
+        return Images(await self.stack.enter_async_context(channel))
+
+    async def chunks(self, address: str, host: HostId) -> "ChunkServiceAsyncStub":
+        """As an agent calls."""
+        channel = open_channel(address, None, insecure_identity=f"host/{host}")
+        return chunk_pb2_grpc.ChunkServiceStub(await self.stack.enter_async_context(channel))
+
+    def grant(
+        self, host: HostId, *images: ImageId, seconds: float = 60, key: Ed25519PrivateKey | None = None
+    ) -> chunk_pb2.SignedGrant:
+        """As the leader signs it; `key`: somebody else does."""
+        made = grants.grant(
+            host=host,
+            operation=OperationId(str(uuid.uuid4())),
+            readable_images=images,
+            expires=datetime.now(UTC) + timedelta(seconds=seconds),
+        )
+        return grants.sign(made, key or self.grant_key)
+
+    async def create(
+        self, data: bytes, form: "image_pb2.Image.Format.ValueType" = RAW, *, sha256: str | None = None
+    ) -> Sample:
+        """The record as the api's CreateImage makes it; `sha256`: another one than that of `data`."""
+        image = ImageId(str(uuid.uuid4()))
+        name = f"image-{image[:8]}"
+        record = store_pb2.ImageRecord(
+            id=image,
+            project=PROJECT,
+            image=image_pb2.Image(
+                display_name=name,
+                state=image_pb2.Image.STATE_UPLOADING,
+                format=form,
+                file_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest() if sha256 is None else sha256,
+            ),
+        )
+        await self.etcd.put(self.keys.image(image), record.SerializeToString())
+        await self.etcd.put(self.keys.image_name(PROJECT, name), image.encode())
+        return Sample(id=image, data=data)
+
+    async def record(self, sample: Sample) -> image_pb2.Image | None:
+        kv = await self.etcd.get(self.keys.image(sample.id))
+        return None if kv is None else store_pb2.ImageRecord.FromString(kv.value).image
+
+    async def delete(self, sample: Sample) -> None:
+        """Marked as the api's DeleteImage does it."""
+        key = self.keys.image(sample.id)
+        kv = await self.etcd.get(key)
+        if kv is None:
+            raise ValueError(f"{sample.name} does not exist")
+        record = store_pb2.ImageRecord.FromString(kv.value)
+        record.image.state = image_pb2.Image.STATE_DELETING
+        await self.etcd.put(key, record.SerializeToString())
+
+    async def wait_gone(self, sample: Sample) -> None:
+        async def gone() -> bool:
+            return await self.record(sample) is None
+
+        await wait_for(gone, timeout=30, last_status=lambda: f"{sample.name} is still there")
+
+    async def put_reference(self, sample: Sample, instance: InstanceId) -> str:
+        """As the admission of an instance makes it; its key."""
+        key = self.keys.image_ref(sample.id, instance)
+        await self.etcd.put(key, store_pb2.ImageRef(instance_id=instance).SerializeToString())
+        return key
+
+    def blobs(self, kind: str) -> set[str]:
+        """Names of the blobs of a kind: chunks, manifests, uploads."""
+        root = self.directory / "backend" / kind
+        return {path.name for path in root.rglob("*") if path.is_file()}

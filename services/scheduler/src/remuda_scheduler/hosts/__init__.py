@@ -1,0 +1,1 @@
+"""Hosts as the leader knows them: attachment, liveness, observations, and the way to their agents."""

@@ -1,0 +1,169 @@
+"""Orders to agents: the port that sagas speak through, over gRPC.
+
+An agent's answer comes as a Status inside the stream; what the transport says (unreachable, cut off) means
+that the outcome is unknown. Steps are detached jobs on the host, so the way on is always to call again.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+from google.rpc import code_pb2
+from remuda.agent.v1 import agent_pb2, agent_pb2_grpc, migration_pb2, migration_pb2_grpc
+from remuda.agent.v1.common_pb2 import LeaderRef
+from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
+from remuda.compute.v1.operation_pb2 import Progress
+from remuda.scheduler.v1.registry_pb2 import ObservedInstance
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import HostId, InstanceId
+from remuda_core.rpc.status import from_rpc_error, from_status
+
+ANSWER_SECONDS = 10.0
+"""For rpcs that only look or note; steps carry deadlines of their own."""
+
+_TRANSPORT = frozenset({Reason.UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.SHUTTING_DOWN, Reason.CANCELLED})
+
+
+class AgentClients:
+    """One channel per agent endpoint, opened when first needed."""
+
+    def __init__(
+        self,
+        *,
+        open_channel: Callable[[str], grpc.aio.Channel],
+        endpoint_of: Callable[[HostId], str | None],
+    ) -> None:
+        self._open_channel = open_channel
+        self._endpoint_of = endpoint_of
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        self._channels.clear()
+
+    async def fence(self, host: HostId, leader: LeaderRef) -> str:
+        """Makes the host refuse older leaders; returns its boot id."""
+        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        try:
+            answer = await stub.Fence(agent_pb2.FenceRequest(leader=leader), timeout=ANSWER_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise _meaning(host, failure) from failure
+        return answer.boot_id
+
+    async def observe(self, host: HostId, instance: InstanceId) -> ObservedInstance:
+        """What the host shows of the instance now. Raises HOST_UNREACHABLE."""
+        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        request = agent_pb2.ObserveInstanceRequest(instance_id=instance)
+        try:
+            answer = await stub.ObserveInstance(request, timeout=ANSWER_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise _meaning(host, failure) from failure
+        return answer.observed
+
+    async def read_console(self, host: HostId, instance: InstanceId, max_bytes: int) -> tuple[bytes, bool]:
+        """The tail of the console, and whether there is more."""
+        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        request = agent_pb2.ReadConsoleRequest(instance_id=instance, max_bytes=max_bytes)
+        try:
+            answer = await stub.ReadConsole(request, timeout=ANSWER_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise _meaning(host, failure) from failure
+        return answer.output, answer.truncated
+
+    async def run_step(
+        self,
+        host: HostId,
+        request: agent_pb2.RunStepRequest,
+        *,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> agent_pb2.StepOutput:
+        """Starts or joins the step and waits for its end.
+
+        Raises: HOST_UNREACHABLE when the stream was lost: the step may run on, call again to join it.
+        Whatever the agent raised.
+        """
+        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        call = stub.RunStep(request)
+        try:
+            async for message in call:
+                match message.WhichOneof("event"):
+                    case "progress":
+                        on_progress(message.progress)
+                    case "done" if message.done.status.code == code_pb2.OK:
+                        return message.done.output
+                    case "done":
+                        raise from_status(message.done.status)
+        except grpc.aio.AioRpcError as failure:
+            raise _meaning(host, failure) from failure
+        finally:
+            call.cancel()
+        raise _unreachable(host, "it ended the stream without an answer")
+
+    async def migrate(
+        self,
+        host: HostId,
+        start: migration_pb2.StartMigration,
+        *,
+        on_progress: Callable[[MigrationProgress], None],
+        on_milestone: Callable[[MigrationMilestone], None],
+        cancel: asyncio.Event,
+    ) -> migration_pb2.MigrationEnded:
+        """Starts or joins the migration on its source and waits for libvirt's word.
+
+        Raises: HOST_UNREACHABLE when the stream was lost: the migration may run on.
+        What libvirt said, good or bad, is in the answer's status.
+        """
+        stub = migration_pb2_grpc.MigrationServiceStub(self._channel(host))
+        call = stub.Migrate()
+        cancelling = asyncio.create_task(_cancel_when(cancel, call))
+        try:
+            await call.write(migration_pb2.MigrateRequest(start=start))
+            async for message in call:
+                match message.WhichOneof("event"):
+                    case "progress":
+                        on_progress(message.progress)
+                    case "milestone":
+                        on_milestone(message.milestone)
+                    case "ended":
+                        return message.ended
+        except grpc.aio.AioRpcError as failure:
+            raise _meaning(host, failure) from failure
+        except asyncio.InvalidStateError as ended:  # grpc.aio: written to a call that is over
+            raise _unreachable(host, "it ended the stream") from ended
+        finally:
+            cancelling.cancel()
+            await asyncio.gather(cancelling, return_exceptions=True)
+            call.cancel()
+        raise _unreachable(host, "it ended the stream without an answer")
+
+    def _channel(self, host: HostId) -> grpc.aio.Channel:
+        endpoint = self._endpoint_of(host)
+        if not endpoint:
+            raise _unreachable(host, "its agent has not attached")
+        return self._channels.get(endpoint) or self._channels.setdefault(
+            endpoint, self._open_channel(endpoint)
+        )
+
+
+async def _cancel_when(
+    cancel: asyncio.Event,
+    call: "grpc.aio.StreamStreamCall[migration_pb2.MigrateRequest, migration_pb2.MigrateResponse]",
+) -> None:
+    await cancel.wait()
+    await call.write(migration_pb2.MigrateRequest(cancel=migration_pb2.CancelMigration()))
+
+
+def _meaning(host: HostId, failure: grpc.aio.AioRpcError) -> RemudaError:
+    error = from_rpc_error(failure)
+    if error.reason in _TRANSPORT:
+        return _unreachable(host, error.message)
+    return error
+
+
+def _unreachable(host: HostId, detail: str) -> RemudaError:
+    return RemudaError(
+        Reason.HOST_UNREACHABLE,
+        f"the agent of host {host} does not answer: {detail}",
+        metadata={"host": f"hosts/{host}"},
+        retry_after_seconds=1.0,
+    )

@@ -1,0 +1,188 @@
+"""Stores what hosts do, and only what changed: states, inventories, what became of guests.
+
+Every write is fenced by the leadership. A steady cluster writes nothing: heartbeats end in the registry.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from remuda.compute.v1.host_pb2 import Host, HostInventory
+from remuda.compute.v1.instance_pb2 import Instance
+from remuda.scheduler.v1.registry_pb2 import Hello, ObservedInstance
+from remuda.store.v1.host_pb2 import HostStatus
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.etcd.errors import EtcdError, NotLeader
+from remuda_core.etcd.ops import absent, mod_is, put
+from remuda_core.ids import HostId, InstanceId
+
+from remuda_scheduler.events import append_event
+from remuda_scheduler.hosts.enrolment import check_token
+from remuda_scheduler.hosts.liveness import host_state
+from remuda_scheduler.hosts.observation import absorb
+from remuda_scheduler.hosts.registry import HostRegistry, Session
+from remuda_scheduler.ports import Leadership
+from remuda_scheduler.store import StoreView
+
+_log = structlog.get_logger(__name__)
+
+LIVENESS_SECONDS = 1.0
+_ATTEMPTS = 8
+
+
+class HostKeeper:
+    """The leader's book of hosts. Lives as long as one leadership."""
+
+    def __init__(
+        self,
+        *,
+        leadership: Leadership,
+        registry: HostRegistry,
+        store: StoreView,
+    ) -> None:
+        self._keys = store.keys
+        self._leadership = leadership
+        self._registry = registry
+        self._hosts = store.hosts
+        self._statuses = store.host_statuses
+        self._instances = store.statuses
+        self._claims = store.claims
+
+    def state(self, host: HostId) -> "Host.State.ValueType":
+        """The state now; UNKNOWN while this leader has not heard of a host that was up."""
+        entry = self._statuses.get(self._keys.host_status(host))
+        return host_state(
+            entry.value.state if entry else Host.STATE_ENROLLING,
+            attached=self._registry.attached(host),
+            silent_seconds=self._registry.silent_seconds(host),
+            limit_seconds=self._registry.unreachable_after,
+        )
+
+    async def admit(self, hello: Hello) -> None:
+        """Checks that the host is registered and, the first time, its token; stores what is new.
+
+        Raises: HOST_NOT_FOUND, ENROLMENT_REFUSED.
+        """
+        host = HostId(hello.host_id)
+        record = self._hosts.get(self._keys.host(host))
+        if record is None:
+            raise RemudaError(
+                Reason.HOST_NOT_FOUND, f"host {host} is not registered", resource=f"hosts/{host}"
+            )
+        if record.value.display_name != hello.hostname:
+            raise RemudaError(
+                Reason.ENROLMENT_REFUSED,
+                f"host {host} is registered as {record.value.display_name!r}, not as {hello.hostname!r}",
+            )
+
+        def change(status: HostStatus) -> None:
+            if not status.enrolled:
+                check_token(record.value, hello.enrolment_token)
+            status.enrolled = True
+            status.boot_id = hello.boot_id
+            status.agent_endpoint = hello.agent_endpoint
+            status.armed = hello.armed
+            _take_inventory(status, hello.inventory)
+            _enter(status, Host.STATE_UP)
+
+        await self._change_host(host, change)
+
+    async def inventory(self, session: Session, inventory: HostInventory) -> None:
+        """Takes a new inventory over; stores it when more than free space changed."""
+        session.inventory = inventory
+        await self._change_host(session.host_id, lambda status: _take_inventory(status, inventory))
+
+    async def observed(self, host: HostId, news: list[ObservedInstance], *, complete: bool) -> None:
+        """Stores what changed for the instances that live there; `complete`: all others are absent."""
+        for seen in news:
+            await self._observe(host, InstanceId(seen.instance_id), seen)
+        if not complete:
+            return
+        listed = {seen.instance_id for seen in news}
+        for entry in list(self._instances.items()):
+            instance = InstanceId(entry.key.removeprefix(self._keys.instance_statuses))
+            if entry.value.host_id == host and instance not in listed:
+                await self._observe(host, instance, _absent(instance))
+
+    async def watch_liveness(self) -> None:
+        """Notes silence, until cancelled."""
+        while True:
+            await asyncio.sleep(LIVENESS_SECONDS)
+            for entry in list(self._statuses.items()):
+                host = HostId(entry.key.removeprefix(self._keys.host_statuses))
+                state = self.state(host)
+                if state == Host.STATE_UNREACHABLE != entry.value.state:
+                    _log.warning("host is unreachable", host=host, silent=self._registry.silent_seconds(host))
+                    try:
+                        await self._change_host(host, lambda status: _enter(status, Host.STATE_UNREACHABLE))
+                    except NotLeader:
+                        return
+                    except EtcdError as error:  # tried again at the next look
+                        _log.warning("cannot store a host's state", host=host, error=str(error))
+
+    async def _observe(self, host: HostId, instance: InstanceId, seen: ObservedInstance) -> None:
+        key = self._keys.instance_status(instance)
+        for _ in range(_ATTEMPTS):
+            entry = self._instances.get(key)
+            claim_key = self._keys.claim(instance)
+            claim = self._claims.get(claim_key)
+            if entry is None:
+                return
+            found = absorb(entry.value, host, seen, held=claim is not None)
+            if found is None:
+                return
+            if found.event is None:
+                success = [put(key, found.status.SerializeToString())]
+            else:
+                success = append_event(self._keys, instance, found.status, found.event)
+            # That no operation has begun meanwhile is part of the decision.
+            compare = [mod_is(key, entry.mod_revision)]
+            compare += [absent(claim_key)] if claim is None else []
+            result = await self._leadership.txn(compare=compare, success=success)
+            if result.succeeded:
+                return
+            await self._instances.wait_revision(result.revision, 5.0)
+            await self._claims.wait_revision(result.revision, 5.0)
+        _log.warning("observation not stored: its status kept changing", instance=instance)
+
+    async def _change_host(self, host: HostId, change: Callable[[HostStatus], None]) -> None:
+        key = self._keys.host_status(host)
+        for _ in range(_ATTEMPTS):
+            entry = self._statuses.get(key)
+            status = HostStatus()
+            if entry is not None:
+                status.CopyFrom(entry.value)
+            change(status)
+            if entry is not None and status == entry.value:
+                return
+            result = await self._leadership.txn(
+                compare=[mod_is(key, entry.mod_revision if entry else 0)],
+                success=[put(key, status.SerializeToString())],
+            )
+            await self._statuses.wait_revision(result.revision, 5.0)
+            if result.succeeded:
+                return
+        raise RemudaError(Reason.INTERNAL, f"the status of host {host} kept changing")
+
+
+def _enter(status: HostStatus, state: "Host.State.ValueType") -> None:
+    if status.state != state:
+        status.state = state
+        status.state_time.GetCurrentTime()
+
+
+def _take_inventory(status: HostStatus, inventory: HostInventory) -> None:
+    """Free space is not stored: it changes all the time and placement takes it from the session."""
+    kept = HostInventory()
+    kept.CopyFrom(inventory)
+    for pool in kept.pools:
+        pool.available_bytes = 0
+    status.inventory.CopyFrom(kept)
+
+
+def _absent(instance: InstanceId) -> ObservedInstance:
+
+    now = Timestamp()
+    now.GetCurrentTime()
+    return ObservedInstance(instance_id=instance, power_state=Instance.POWER_STATE_ABSENT, observe_time=now)

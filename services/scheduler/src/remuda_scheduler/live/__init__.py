@@ -1,0 +1,1 @@
+"""Live views of what the leader does: they never go through etcd."""

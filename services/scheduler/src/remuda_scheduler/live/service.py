@@ -1,0 +1,52 @@
+"""LiveService: what the api asks of the leader."""
+
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from remuda.scheduler.v1 import live_pb2 as pb
+from remuda.scheduler.v1 import live_pb2_grpc
+from remuda_core.errors import not_found
+from remuda_core.ids import HostId, InstanceId, OperationId
+
+from remuda_scheduler.live.requests import placement_request
+from remuda_scheduler.placement.explain import explain
+from remuda_scheduler.term import Term
+
+
+class LiveService(live_pb2_grpc.LiveServiceServicer):
+    """`term` gives the running leadership, or raises NOT_LEADER / NO_LEADER."""
+
+    def __init__(self, *, term: Callable[[], Term]) -> None:
+        self._term = term
+
+    async def WatchProgress(
+        self,
+        request: pb.WatchProgressRequest,
+        context: "grpc.aio.ServicerContext[pb.WatchProgressRequest, pb.WatchProgressResponse]",
+    ) -> AsyncIterator[pb.WatchProgressResponse]:
+        async for progress in self._term().hub.watch(OperationId(request.operation_id)):
+            yield pb.WatchProgressResponse(progress=progress)
+
+    async def Explain(
+        self,
+        request: pb.ExplainRequest,
+        context: "grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse]",
+    ) -> pb.ExplainResponse:
+        term = self._term()
+        plan = term.placer.plan(placement_request(term.store, request.request))
+        return pb.ExplainResponse(explanation=explain(plan))
+
+    async def ReadConsole(
+        self,
+        request: pb.ReadConsoleRequest,
+        context: "grpc.aio.ServicerContext[pb.ReadConsoleRequest, pb.ReadConsoleResponse]",
+    ) -> pb.ReadConsoleResponse:
+        term = self._term()
+        instance = InstanceId(request.instance_id)
+        status = term.store.statuses.get(term.store.keys.instance_status(instance))
+        if status is None or not status.value.host_id:
+            raise not_found(f"projects/-/instances/{instance}")
+        output, truncated = await term.agents.read_console(
+            HostId(status.value.host_id), instance, request.max_bytes
+        )
+        return pb.ReadConsoleResponse(output=output, truncated=truncated)

@@ -1,0 +1,29 @@
+"""Everything that lives as long as one leadership."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from remuda_core.etcd.election import Leadership
+from remuda_core.ids import HostId
+
+from remuda_scheduler.hosts.agents import AgentClients
+from remuda_scheduler.hosts.keeper import HostKeeper
+from remuda_scheduler.hosts.registry import HostRegistry
+from remuda_scheduler.live.hub import ProgressHub
+from remuda_scheduler.placement.placer import Placer
+from remuda_scheduler.store import StoreView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """Made by leader.py when this scheduler is elected, dropped when it is not any more."""
+
+    leadership: Leadership
+    store: StoreView
+    registry: HostRegistry
+    keeper: HostKeeper
+    agents: AgentClients
+    placer: Placer
+    hub: ProgressHub
+    on_attached: Callable[[HostId], None]
+    """A host is back: its debts can be paid, operations that waited for it go on."""

@@ -1,0 +1,326 @@
+"""Uploading: what comes out is what went in, interruptions cost little, and what is no disk is refused."""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from remuda.image.v1 import image_pb2
+from remuda_core.etcd.election import Election
+from remuda_core.images.chunks import CHUNK_BYTES
+from remuda_core.testing.waiting import wait_for
+from remuda_image_store.testing import QCOW2, RAW, Cloud, Images, Sample, noise
+from remuda_image_store.uploads import PART_BYTES
+
+Image = image_pb2.Image
+MIB = 1 << 20
+
+
+def qemu_img(*arguments: object) -> None:
+    subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, timeout=60)
+
+
+def qcow2_of(disk: bytes, directory: Path, *options: str) -> bytes:
+    raw, made = directory / "made.raw", directory / "made.qcow2"
+    raw.write_bytes(disk)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, raw, made)
+    return made.read_bytes()
+
+
+@pytest.fixture
+def disk() -> bytes:
+    """Data, zeros, text, the same data again, and an end that is no whole chunk."""
+    data = noise(1, CHUNK_BYTES)
+    text = (b"and so on " * CHUNK_BYTES)[:CHUNK_BYTES]
+    return data + bytes(3 * CHUNK_BYTES) + text + data + noise(2, MIB + 512)
+
+
+async def refusal(images: Images, sample: Sample, **frames: int) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await images.upload(sample, **frames)
+    return caught.value
+
+
+async def test_a_raw_disk_comes_back_bit_for_bit_and_zeros_and_repetition_cost_nothing(
+    cloud: Cloud, disk: bytes
+) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(disk)
+    answer = await images.upload(sample)
+    assert answer.image.state == Image.STATE_ACTIVE
+    assert answer.image.virtual_bytes == answer.committed_bytes == len(disk)
+    assert answer.image.name == sample.name
+    assert await images.download(sample) == disk
+    assert len(cloud.blobs("chunks")) == 3
+    assert 5 * MIB < answer.image.stored_bytes < 6 * MIB
+    assert cloud.blobs("uploads") == set()
+    assert [frame.zero_bytes for frame in await images.frames(sample) if frame.zero_bytes] == [
+        3 * CHUNK_BYTES
+    ]
+
+
+@pytest.mark.parametrize("options", [(), ("-c",), ("-o", "compat=0.10")], ids=["plain", "compressed", "old"])
+async def test_a_qcow2_disk_comes_back_as_the_bytes_that_the_guest_sees(
+    cloud: Cloud, disk: bytes, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(qcow2_of(disk, tmp_path, *options), QCOW2)
+    answer = await images.upload(sample)
+    assert answer.image.virtual_bytes == len(disk)
+    assert await images.download(sample) == disk
+
+
+async def test_the_same_disk_in_another_format_brings_no_new_bytes(
+    cloud: Cloud, disk: bytes, tmp_path: Path
+) -> None:
+    images = await cloud.images(await cloud.serve())
+    first = await images.upload(await cloud.create(disk))
+    second = await images.upload(await cloud.create(qcow2_of(disk, tmp_path), QCOW2))
+    assert second.image.manifest_digest == first.image.manifest_digest
+    assert second.image.stored_bytes == 0
+
+
+@pytest.mark.parametrize("offset", [1, MIB + 7, CHUNK_BYTES - 1, 2 * CHUNK_BYTES + 5, 6 * CHUNK_BYTES + 1])
+async def test_a_download_goes_on_from_any_byte(cloud: Cloud, disk: bytes, offset: int) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(disk)
+    await images.upload(sample)
+    assert await images.download(sample, offset) == disk[offset:]
+    assert await images.download(sample, len(disk)) == b""
+
+
+async def test_an_upload_goes_on_at_another_replica_from_what_is_safe(cloud: Cloud) -> None:
+    one, two = [await cloud.images(await cloud.serve()) for _ in range(2)]
+    sample = await cloud.create(noise(3, 3 * PART_BYTES + 512))
+    stop = PART_BYTES + 3 * MIB
+    first = await one.upload(sample, stop=stop, finish=False)
+    assert (first.committed_bytes, first.image.state) == (stop, Image.STATE_UPLOADING)
+    assert await two.committed(sample) == stop
+    assert (await two.upload(sample, start=stop)).image.state == Image.STATE_ACTIVE
+    assert await one.download(sample) == sample.data
+    assert await one.committed(sample) == len(sample.data)
+
+
+async def test_a_stream_that_was_overtaken_cannot_add_to_the_upload(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(4, PART_BYTES + MIB))
+    frames = list(sample.frames())
+    slow = images.stub.UploadImage(**images.options)
+    await slow.write(frames[0])
+    await images.upload(sample, stop=2 * MIB, finish=False)
+    # Where it is refused early, there is nobody left to write to.
+    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        for frame in frames[1:]:
+            await slow.write(frame)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await slow
+    assert caught.value.code() is grpc.StatusCode.ABORTED
+    assert await images.committed(sample) == 2 * MIB
+    assert len(cloud.blobs("uploads")) == 1
+    await images.upload(sample, start=2 * MIB)
+    assert await images.download(sample) == sample.data
+
+
+async def test_the_last_frame_may_be_sent_again_when_its_answer_was_lost(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(5, MIB))
+    first = await images.upload(sample)
+    again = await images.upload(sample, start=MIB)
+    assert again == first
+
+
+async def test_several_who_finish_one_upload_at_a_time_all_get_the_image(cloud: Cloud) -> None:
+    one, two = [await cloud.images(await cloud.serve()) for _ in range(2)]
+    sample = await cloud.create(noise(6, 2 * MIB))
+    await one.upload(sample, finish=False)
+    answers = await asyncio.gather(
+        *(images.upload(sample, start=2 * MIB) for images in (one, one, two)), return_exceptions=True
+    )
+    done = [answer for answer in answers if isinstance(answer, image_pb2.UploadImageResponse)]
+    # The two replicas may have met: then one of them says so, and asking again finds the image.
+    assert done
+    assert {answer.image.state for answer in done} == {Image.STATE_ACTIVE}
+    assert (await two.upload(sample, start=2 * MIB)).image.state == Image.STATE_ACTIVE
+
+
+async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(7, CHUNK_BYTES + MIB))
+    sweeper = Election(cloud.etcd, cloud.keys.image_sweep, b"a sweeper", 10)
+    await sweeper.campaign()
+    uploading = asyncio.create_task(images.upload(sample))
+
+    async def pending() -> bool:
+        record = await cloud.record(sample)
+        return record is not None and record.state == Image.STATE_PENDING
+
+    await wait_for(pending, timeout=20)
+    for path in (cloud.directory / "backend/chunks").rglob("*/*"):
+        path.unlink()
+    for path in (cloud.directory / "backend/manifests").rglob("*/*"):
+        path.unlink()
+    await sweeper.resign()
+    assert (await uploading).image.state == Image.STATE_ACTIVE
+    assert await images.download(sample) == sample.data
+
+
+async def test_a_wrong_sha256_fails_the_image(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(8, MIB), sha256=hashlib.sha256(b"something else").hexdigest())
+    error = await refusal(images, sample)
+    assert error.code() is grpc.StatusCode.DATA_LOSS
+    record = await cloud.record(sample)
+    assert record is not None
+    assert record.state == Image.STATE_FAILED
+    assert "SHA-256" in record.status_message
+    assert cloud.blobs("uploads") == cloud.blobs("chunks") == set()
+
+
+async def test_an_image_without_a_sha256_is_accepted(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(9, MIB), sha256="")
+    assert (await images.upload(sample)).image.state == Image.STATE_ACTIVE
+
+
+def with_backing_file(directory: Path) -> bytes:
+    qemu_img("create", "-f", "qcow2", directory / "base.qcow2", "1M")
+    qemu_img("create", "-f", "qcow2", "-b", directory / "base.qcow2", "-F", "qcow2", directory / "bad")
+    return (directory / "bad").read_bytes()
+
+
+def with_data_file(directory: Path) -> bytes:
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={directory / 'secret'}", directory / "bad", "1M")
+    return (directory / "bad").read_bytes()
+
+
+def encrypted(directory: Path) -> bytes:
+    secret = ("--object", "secret,id=s,data=secret")
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    qemu_img("create", *secret, "-f", "qcow2", "-o", options, directory / "bad", "1M")
+    return (directory / "bad").read_bytes()
+
+
+def truncated(directory: Path) -> bytes:
+    return qcow2_of(noise(10, 2 * MIB), directory)[:-MIB]
+
+
+def cut_in_its_tables(directory: Path) -> bytes:
+    return qcow2_of(noise(10, 2 * MIB), directory)[:70_000]
+
+
+def absurd(directory: Path) -> bytes:
+    qemu_img("create", "-f", "qcow2", directory / "bad", "60T")
+    return (directory / "bad").read_bytes()
+
+
+def vmdk(directory: Path) -> bytes:
+    qemu_img("create", "-f", "vmdk", directory / "bad", "1M")
+    return (directory / "bad").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "form", "why"),
+    [
+        (with_backing_file, QCOW2, "backing file"),
+        (with_data_file, QCOW2, "another file"),
+        (encrypted, QCOW2, "encrypted"),
+        (truncated, QCOW2, "truncated or corrupt"),
+        (cut_in_its_tables, QCOW2, "refuses|truncated"),
+        (absurd, QCOW2, "larger than"),
+        (vmdk, QCOW2, "VMDK, not qcow2"),
+        (with_backing_file, RAW, "qcow2, not raw"),
+        (lambda _: bytes(1000), RAW, "truncated"),
+    ],
+    ids=["backing", "data", "encrypted", "truncated", "cut", "absurd", "vmdk", "not-raw", "odd"],
+)
+async def test_a_file_that_is_no_acceptable_disk_fails_the_image_and_leaves_nothing(
+    cloud: Cloud,
+    tmp_path: Path,
+    make: Callable[[Path], bytes],
+    form: "image_pb2.Image.Format.ValueType",
+    why: str,
+) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(make(tmp_path), form)
+    error = await refusal(images, sample)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    record = await cloud.record(sample)
+    assert record is not None
+    assert record.state == Image.STATE_FAILED
+    assert re.search(why, record.status_message)
+    assert str(tmp_path) not in record.status_message
+    assert cloud.blobs("uploads") == cloud.blobs("chunks") == cloud.blobs("manifests") == set()
+    assert [path for scratch in tmp_path.glob("scratch-*") for path in scratch.iterdir()] == []
+    assert (await refusal(images, sample)).code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_small_file_that_unpacks_beyond_the_scratch_room_is_refused(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    cloud.settings = cloud.settings.model_copy(update={"scratch_bytes": 2 * MIB})
+    images = await cloud.images(await cloud.serve())
+    bomb = qcow2_of(b"\1" * (64 * MIB), tmp_path, "-c")
+    assert len(bomb) < 2 * MIB
+    error = await refusal(images, await cloud.create(bomb, QCOW2))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "holds more than" in (error.details() or "")
+
+
+async def test_frames_that_do_not_fit_the_upload_are_refused(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(11, 2 * MIB))
+    gap = await refusal(images, sample, start=MIB)
+    assert gap.code() is grpc.StatusCode.ABORTED
+    early = await refusal(images, sample, stop=MIB)
+    assert early.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await images.committed(sample) == MIB
+    longer = Sample(id=sample.id, data=sample.data + b"more")
+    assert (await refusal(images, longer, start=MIB)).code() is grpc.StatusCode.INVALID_ARGUMENT
+    nobody = Sample(id=sample.id, data=b"x")
+    frame = image_pb2.UploadImageRequest(data=b"x")
+    with pytest.raises(grpc.aio.AioRpcError) as unnamed:
+        await images.stub.UploadImage(iter([frame]), **images.options)
+    assert unnamed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refusal(images, nobody)).code() is grpc.StatusCode.ABORTED
+    await images.upload(sample, start=MIB)
+    assert await images.download(sample) == sample.data
+
+
+async def test_an_image_is_found_by_its_display_name_and_not_from_another_project(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(12, MIB))
+    await images.upload(sample)
+    named = image_pb2.GetUploadRequest(name=f"projects/demo/images/image-{sample.id[:8]}")
+    assert (await images.stub.GetUpload(named, **images.options)).name == sample.name
+    for name in (f"projects/other/images/{sample.id}", "projects/demo/images/nothing"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await images.stub.GetUpload(image_pb2.GetUploadRequest(name=name), **images.options)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_what_is_not_active_cannot_be_downloaded(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(13, MIB))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await images.download(sample)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_records_are_the_apis_business(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    parent, name = "projects/demo", "projects/demo/images/x"
+    new = image_pb2.Image(display_name="x", format=RAW, file_bytes=1)
+    for call in (
+        images.stub.CreateImage(image_pb2.CreateImageRequest(parent=parent, image=new), **images.options),
+        images.stub.GetImage(image_pb2.GetImageRequest(name=name), **images.options),
+        images.stub.ListImages(image_pb2.ListImagesRequest(parent=parent), **images.options),
+        images.stub.DeleteImage(image_pb2.DeleteImageRequest(name=name), **images.options),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
