@@ -46,8 +46,11 @@ class TlsSettings(Section):
     key: Path | None = None
 
     def read(self) -> Tls:
-        """Raises ConfigError when a file cannot be read."""
-        return Tls(ca=_pem(self.ca), cert=_optional_pem(self.cert), key=_optional_pem(self.key))
+        """Raises ConfigError when a file cannot be read, or certificate and key do not come together."""
+        try:
+            return Tls(ca=_pem(self.ca), cert=_optional_pem(self.cert), key=_optional_pem(self.key))
+        except ValueError as error:
+            raise ConfigError(f"configuration: {error}") from error
 
 
 class EtcdSettings(Section):

@@ -218,7 +218,7 @@ class Cluster:
     gateways: list[Gateway] = field(default_factory=list)
 
     async def start_gateway(self, **changes: object) -> Gateway:
-        settings = ApiSettings(**{**dict(self.settings), **changes})  # type: ignore[arg-type]
+        settings = ApiSettings(**{**dict(self.settings), **changes})
         found = await self.stack.enter_async_context(gateway(settings))
         self.gateways.append(found)
         return found
@@ -379,17 +379,3 @@ def metadata_of(operation: lro.Operation) -> operation_pb2.OperationMetadata:
     found = operation_pb2.OperationMetadata()
     assert operation.metadata.Unpack(found)
     return found
-
-
-Refusal = Callable[[Awaitable[object]], Awaitable[RemudaError]]
-MetadataOf = Callable[[lro.Operation], operation_pb2.OperationMetadata]
-
-
-@pytest.fixture(name="refusal")
-def _refusal() -> Refusal:
-    return refusal
-
-
-@pytest.fixture(name="metadata_of")
-def _metadata_of() -> MetadataOf:
-    return metadata_of

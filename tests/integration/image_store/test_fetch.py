@@ -1,6 +1,8 @@
 """Hosts fetch images: with a grant, only what they lack, once, and from whichever replica answers."""
 
 import asyncio
+import errno
+import signal
 import uuid
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from remuda.image.v1 import chunk_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, ImageId
+from remuda_core.images.base_file import PartialBase
 from remuda_core.images.chunks import CHUNK_BYTES, Digest
 from remuda_core.images.fetch import FetchProgress, ImageFetcher
+from remuda_core.images.manifest import parse
 from remuda_core.testing.etcd import free_ports
 from remuda_image_store.testing import Cloud, Sample, noise
 
@@ -140,6 +144,54 @@ async def test_a_store_that_is_away_is_passed_over(
             directory=bases.with_name("empty"),
         )
     assert caught.value.reason is Reason.STORE_UNAVAILABLE
+
+
+async def test_a_store_that_stands_still_is_left_for_another_one(
+    cloud: Cloud, host: HostId, bases: Path, disk: bytes
+) -> None:
+    address = await cloud.serve()
+    sample, digest = await uploaded(cloud, address, disk)
+    stopped = cloud.spawn()
+    replicas = [await cloud.chunks(each, host) for each in (await stopped.wait_serving(), address)]
+    grant = cloud.grant(host, sample.id)
+    # One call, so that the connection stands and accepts more when nobody is there to answer.
+    await replicas[0].GetManifest(chunk_pb2.GetManifestRequest(grant=grant, image_id=sample.id))
+    stopped.process.send_signal(signal.SIGSTOP)
+    fetcher = ImageFetcher(replicas, owner=host, stall_seconds=0.5)
+    base = await fetcher.fetch(image_id=sample.id, manifest_digest=digest, grant=grant, directory=bases)
+    assert base.read_bytes() == disk
+
+
+async def test_a_full_disk_and_a_file_in_use_are_told_apart_and_leave_no_base(
+    cloud: Cloud, host: HostId, bases: Path, disk: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = await cloud.serve()
+    sample, digest = await uploaded(cloud, address, disk)
+    fetcher = ImageFetcher([await cloud.chunks(address, host)], owner=host)
+
+    async def refused() -> Reason:
+        with pytest.raises(RemudaError) as caught:
+            await fetcher.fetch(
+                image_id=sample.id,
+                manifest_digest=digest,
+                grant=cloud.grant(host, sample.id),
+                directory=bases,
+            )
+        assert not list(bases.glob("*.raw"))
+        return caught.value.reason
+
+    answer = await (await cloud.chunks(address, host)).GetManifest(
+        chunk_pb2.GetManifestRequest(grant=cloud.grant(host, sample.id), image_id=sample.id)
+    )
+    bases.mkdir()
+    with PartialBase.opened(bases, parse(answer.manifest, digest), digest, owner=host):
+        assert await refused() is Reason.STORE_UNAVAILABLE
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PartialBase, "write", full)
+    assert await refused() is Reason.DISK_FULL
 
 
 @pytest.mark.parametrize("kind", ["chunks", "manifests"])

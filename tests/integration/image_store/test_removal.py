@@ -3,14 +3,16 @@
 import uuid
 
 import pytest
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.election import Election
 from remuda_core.ids import InstanceId, ProjectId
 from remuda_core.images.chunks import CHUNK_BYTES
 from remuda_core.testing.waiting import wait_for
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content
-from remuda_image_store.records import Records
+from remuda_image_store.records import Changed, Records
 from remuda_image_store.removal import Remover
+from remuda_image_store.sweep_lock import sweep_lock
 from remuda_image_store.testing import PROJECT, Cloud, noise
 
 
@@ -128,3 +130,27 @@ async def test_removal_waits_for_whoever_holds_the_lock(cloud: Cloud) -> None:
     assert len(cloud.blobs("chunks")) == 1
     await holder.resign()
     await cloud.wait_gone(sample)
+
+
+async def test_who_has_lost_the_lock_removes_nothing_more(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(12, CHUNK_BYTES))
+    await images.upload(sample)
+    records = Records(cloud.etcd, cloud.keys)
+    found = await records.by_id(sample.id)
+    assert found is not None
+    async with sweep_lock(cloud.etcd, cloud.keys.image_sweep, "test") as lock:
+        lock.check()
+        await cloud.etcd.delete(cloud.keys.image_sweep)
+
+        def refusal() -> RemudaError | None:
+            try:
+                lock.check()
+            except RemudaError as error:
+                return error
+            return None
+
+        assert (await wait_for(refusal, timeout=10)).reason is Reason.STORE_UNAVAILABLE
+        with pytest.raises(Changed):
+            await records.remove(found, compare=[lock.fence])
+    assert await cloud.record(sample) is not None

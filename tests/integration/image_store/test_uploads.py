@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from remuda.image.v1 import image_pb2
+from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.etcd.election import Election
 from remuda_core.images.chunks import CHUNK_BYTES
 from remuda_core.testing.waiting import wait_for
@@ -309,6 +310,52 @@ async def test_what_is_not_active_cannot_be_downloaded(cloud: Cloud) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await images.download(sample)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_an_upload_that_was_interrupted_too_often_is_refused(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(14, MIB))
+    segments = [store_pb2.UploadRecord.Segment(id=f"{n:016x}", offset=n) for n in range(4096)]
+    record = store_pb2.UploadRecord(image_id=sample.id, committed_bytes=4096, segments=segments)
+    await cloud.etcd.put(cloud.keys.upload(sample.id), record.SerializeToString())
+    error = await refusal(images, sample, start=4096)
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "too often" in (error.details() or "")
+
+
+async def test_a_part_that_is_lost_fails_the_image(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(15, 2 * MIB))
+    await images.upload(sample, stop=MIB, finish=False)
+    (part,) = [path for path in (cloud.directory / "backend/uploads").rglob("*") if path.is_file()]
+    part.unlink()
+    error = await refusal(images, sample, start=MIB)
+    assert error.code() is grpc.StatusCode.DATA_LOSS
+    record = await cloud.record(sample)
+    assert record is not None
+    assert record.state == Image.STATE_FAILED
+
+
+async def test_an_image_that_is_deleted_during_its_import_does_not_become_active(cloud: Cloud) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(16, MIB))
+    sweeper = Election(cloud.etcd, cloud.keys.image_sweep, b"a sweeper", 10)
+    await sweeper.campaign()
+    uploading = asyncio.create_task(images.upload(sample))
+
+    async def pending() -> bool:
+        record = await cloud.record(sample)
+        return record is not None and record.state == Image.STATE_PENDING
+
+    await wait_for(pending, timeout=20)
+    await cloud.delete(sample)
+    await sweeper.resign()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await uploading
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await cloud.wait_gone(sample)
+    # Whichever came last, nothing names these chunks any more, and nothing keeps them.
+    assert cloud.blobs("chunks") == cloud.blobs("uploads") == set()
 
 
 async def test_records_are_the_apis_business(cloud: Cloud) -> None:

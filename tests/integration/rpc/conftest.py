@@ -1,4 +1,4 @@
-"""A server of the real chain, with handlers that show what the chain gave them, and identities to call it with."""
+"""A server of the real chain, with handlers that show what the chain gave them, and who may call it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -167,8 +167,8 @@ def serve(pki: Pki) -> Serve:
     async def started(**arguments: Any) -> AsyncIterator[Served]:
         seen, metrics = Seen(), Metrics()
         services: Sequence[Service] = (
-            Service(instance_pb2_grpc.add_InstanceServiceServicer_to_server, Instances(seen)),
-            Service(image_pb2_grpc.add_ImageServiceServicer_to_server, Images(seen)),
+            Service(instance_pb2_grpc.add_InstanceServiceServicer_to_server, Instances(seen)),  # type: ignore[abstract]
+            Service(image_pb2_grpc.add_ImageServiceServicer_to_server, Images(seen)),  # type: ignore[abstract]
             Service(registry_pb2_grpc.add_HostRegistryServiceServicer_to_server, Registry(seen)),
         )
         settings = {"listen": "127.0.0.1:0", "tls": pki.service("api"), "drain_seconds": 2.0, **arguments}

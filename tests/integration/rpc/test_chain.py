@@ -1,10 +1,14 @@
 """Every kind of call through the whole chain, over mutual TLS."""
 
+import io
+import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 from google.rpc import error_details_pb2
 from remuda.compute.v1 import instance_pb2, instance_pb2_grpc
 from remuda.image.v1 import image_pb2, image_pb2_grpc
@@ -12,6 +16,7 @@ from remuda.scheduler.v1 import registry_pb2, registry_pb2_grpc
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.rpc import context
 from remuda_core.rpc.status import from_rpc_error, request_id_of, rpc_error_status
+from remuda_core.telemetry import logs
 
 GET = instance_pb2.GetInstanceRequest(name="projects/demo/instances/web")
 WATCH = instance_pb2.WatchInstancesRequest(parent="projects/demo")
@@ -51,7 +56,7 @@ async def test_a_server_stream_passes_and_ends_with_the_handlers_error(served: A
     served.seen.raises = RemudaError(Reason.PAGE_TOKEN_EXPIRED, "list again", retry_after_seconds=1.5)
     async with served.channel(served.pki.user("alice", "project:demo")) as channel:
         call = instance_pb2_grpc.InstanceServiceStub(channel).WatchInstances(WATCH)
-        assert [(await call.read()).revision for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+        assert [(await call.read()).revision for _ in range(2)] == [1, 2]
         error = await refused(call.read())
     assert error.reason is Reason.PAGE_TOKEN_EXPIRED
     assert error.retry_after_seconds == 1.5
@@ -85,7 +90,7 @@ async def test_every_message_of_a_stream_is_validated(served: Any) -> None:
     async with served.channel(served.pki.host()) as channel:
         call = registry_pb2_grpc.HostRegistryServiceStub(channel).Attach(requests())
         first = await call.read()
-        assert first.ack.seq == 7  # type: ignore[union-attr]
+        assert first.ack.seq == 7
         error = await refused(call.read())
     assert error.reason is Reason.INVALID_ARGUMENT
     assert served.seen.callers == ["host/6f2a1c5e-6e0e-4a51-9d0e-0d6f6b1c1a01"]
@@ -166,6 +171,29 @@ async def test_a_handlers_own_abort_is_passed_on(served: Any) -> None:
             await image_pb2_grpc.ImageServiceStub(channel).DeleteImage(request)
     assert caught.value.code() is grpc.StatusCode.ABORTED
     assert served.code_count("remuda.image.v1.ImageService/DeleteImage", "ABORTED") == 1
+
+
+async def test_a_refusal_is_logged_with_service_request_id_and_principal(serve: Any, pki: Any) -> None:
+    root, stream = logging.getLogger(), io.StringIO()
+    handlers, level = root.handlers[:], root.level
+    try:
+        logs.configure(service="api", stream=stream)
+        async with serve() as served, served.channel(pki.user("eve", "project:other")) as channel:
+            stub = instance_pb2_grpc.InstanceServiceStub(channel)
+            for number in (1, 2):
+                await refused(stub.GetInstance(GET, metadata=((context.REQUEST_ID_KEY, f"id-{number}"),)))
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
+        structlog.contextvars.clear_contextvars()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    shown = [
+        (line["service"], line["request_id"], line["principal"], line["reason"])
+        for line in lines
+        if line["event"] == "rpc refused"
+    ]
+    assert shown == [("api", f"id-{number}", "user/eve", "PERMISSION_DENIED") for number in (1, 2)]
 
 
 async def test_an_unknown_rpc_is_unimplemented(served: Any) -> None:

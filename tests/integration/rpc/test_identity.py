@@ -101,9 +101,7 @@ async def test_without_tls_the_channel_says_who_calls(serve: Any) -> None:
 
 async def test_with_tls_nobody_names_himself(served: Any) -> None:
     # The user agent of the insecure mode, on a connection whose certificate says otherwise.
-    credentials = grpc.ssl_channel_credentials(
-        served.pki.ca, (eve := served.pki.user("eve")).key, eve.cert
-    )
+    credentials = grpc.ssl_channel_credentials(served.pki.ca, (eve := served.pki.user("eve")).key, eve.cert)
     options = [("grpc.primary_user_agent", "remuda-identity=user/root;admin")]
     target = f"127.0.0.1:{served.server.port}"
     async with grpc.aio.secure_channel(target, credentials, options=options) as channel:

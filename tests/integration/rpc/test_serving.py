@@ -26,7 +26,7 @@ INSTANCES = "remuda.compute.v1.InstanceService"
 
 async def test_health_needs_no_rights_and_knows_each_service(served: Any) -> None:
     async with served.channel(served.pki.user("nobody")) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", INSTANCES):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == SERVING
@@ -62,9 +62,9 @@ async def test_a_drain_ends_endless_streams_and_lets_the_others_finish(serve: An
         slow = stub.GetInstance(instance_pb2.GetInstanceRequest(name="projects/demo/instances/slow"))
         await served.seen.started.wait()
         stopping = asyncio.create_task(served.server.stop())
+        await watch.read()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            while await watch.read() is not grpc.aio.EOF:
-                pass
+            await watch.read()
         error = from_rpc_error(caught.value)
         assert error.reason is Reason.SHUTTING_DOWN
         assert error.retry_after_seconds == 0.5
@@ -135,8 +135,8 @@ async def test_sigterm_drains_and_ends_the_process_with_success() -> None:
     try:
         port = int(await asyncio.wait_for(process.stdout.readline(), 20))
         async with open_channel(f"127.0.0.1:{port}", None) as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check
-            assert (await check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
             os.kill(process.pid, signal.SIGTERM)
             rest = await asyncio.wait_for(process.stdout.read(), 20)
         assert b"drained" in rest

@@ -28,7 +28,7 @@ def receive(session: Session, image: image_pb2.Image, file: Path) -> int:
     except OSError as error:
         raise usage(f"cannot write {partial}: {error.strerror}") from None
     start = partial.stat().st_size
-    idle = 0
+    idle = total = 0
     with Meter(
         f"downloading {image.display_name}", total=image.virtual_bytes, start=start, write=session.note
     ) as meter:

@@ -36,9 +36,7 @@ T = TypeVar("T")
 
 # One call asks for so many: 256 MiB of plain bytes.
 _CHUNKS_PER_CALL = 64
-# A store that sends nothing for so long is left for the next one.
 _STALL_SECONDS = 20.0
-# Failed tries in a row, without one new chunk in between, before it is given up.
 _TRIES = 8
 _PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 3.0
@@ -68,13 +66,25 @@ OnProgress = Callable[[FetchProgress], None]
 class ImageFetcher:
     """One per host (process), so that a base is fetched once however many ask."""
 
-    def __init__(self, stores: Sequence["ChunkServiceAsyncStub"], *, owner: str, tries: int = _TRIES) -> None:
-        """`stores` are replicas: any of them will do. `owner` is the host's UUID."""
+    def __init__(
+        self,
+        stores: Sequence["ChunkServiceAsyncStub"],
+        *,
+        owner: str,
+        tries: int = _TRIES,
+        stall_seconds: float = _STALL_SECONDS,
+    ) -> None:
+        """`stores` are replicas: any of them will do. `owner` is the host's UUID.
+
+        `tries`: failed ones in a row, without one new chunk, before it is given up. `stall_seconds`: a store
+        that sends nothing for so long is left for the next one.
+        """
         if not stores:
             raise ValueError("no image store to fetch from")
         self._stores = tuple(stores)
         self.owner = owner
         self.tries = tries
+        self.stall_seconds = stall_seconds
         self._preferred = 0
         self._locks: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
@@ -159,7 +169,7 @@ class _Fetch:
         request = chunk_pb2.GetManifestRequest(grant=self._grant, image_id=self._image_id)
         while True:
             try:
-                answer = await self._fetcher.store().GetManifest(request, timeout=_STALL_SECONDS)
+                answer = await self._fetcher.store().GetManifest(request, timeout=self._fetcher.stall_seconds)
                 return parse(answer.manifest, digest)
             except BadManifest as error:
                 await self._failed(_Trouble(Reason.DIGEST_MISMATCH, str(error)))
@@ -182,7 +192,7 @@ class _Fetch:
         except DamagedChunk as error:
             await self._failed(_Trouble(Reason.DIGEST_MISMATCH, str(error)))
         except TimeoutError:
-            await self._failed(_Trouble(Reason.STORE_UNAVAILABLE, f"nothing came for {_STALL_SECONDS} s"))
+            await self._failed(_Trouble(Reason.STORE_UNAVAILABLE, "nothing came for too long"))
         except grpc.aio.AioRpcError as error:
             await self._failed(_passing(error))
         return wanted[received:]
@@ -219,7 +229,7 @@ class _Fetch:
         call: "grpc.aio.UnaryStreamCall[chunk_pb2.ReadChunksRequest, chunk_pb2.ReadChunksResponse]",
         digest: Digest,
     ) -> chunk_pb2.ReadChunksResponse:
-        async with asyncio.timeout(_STALL_SECONDS):
+        async with asyncio.timeout(self._fetcher.stall_seconds):
             frame = await call.read()
         if not isinstance(frame, chunk_pb2.ReadChunksResponse):
             raise DamagedChunk(f"the store ended before chunk {digest.hex()}")

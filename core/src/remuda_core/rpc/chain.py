@@ -141,7 +141,7 @@ class Chain(grpc.aio.ServerInterceptor):
         error: BaseException | None = None
         metadata = text_metadata(context)
         call.request_id = call_context.acceptable_request_id(metadata.get(call_context.REQUEST_ID_KEY))
-        structlog.contextvars.clear_contextvars()
+        # Each call runs in a task and so in a context of its own: nothing is left behind for the next one.
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
         try:
             call.caller = identify(

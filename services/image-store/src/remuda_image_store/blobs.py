@@ -9,14 +9,15 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.images.disk import sync_directory
 
 _TEMPORARY = ".tmp"
@@ -35,7 +36,10 @@ class Space(NamedTuple):
 
 
 class Blobs:
-    """Keys are relative paths with "/". A key's content never changes; writing it again is no effect."""
+    """Keys are relative paths with "/". A key's content never changes; writing it again has no effect.
+
+    A backend that does not answer raises RemudaError STORE_UNAVAILABLE.
+    """
 
     def __init__(self, store: ObjectStore, root: Path | None) -> None:
         """Made by `open`."""
@@ -59,33 +63,41 @@ class Blobs:
         """Durable when it returns. False: the key was there already."""
         if self._root is not None:
             return await asyncio.to_thread(_put_local, self._root, key, data)
-        try:
-            await obstore.put_async(self._store, key, data, mode="create")
-        except AlreadyExistsError:
-            return False
+        with _answering():
+            try:
+                await obstore.put_async(self._store, key, data, mode="create")
+            except AlreadyExistsError:
+                return False
         return True
 
     async def get(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
-        result = await obstore.get_async(self._store, key)
-        return bytes(await result.bytes_async())
+        with _answering():
+            result = await obstore.get_async(self._store, key)
+            return bytes(await result.bytes_async())
 
     async def exists(self, key: str) -> bool:
-        try:
-            await obstore.head_async(self._store, key)
-        except FileNotFoundError:
-            return False
+        with _answering():
+            try:
+                await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return False
         return True
 
     async def delete(self, keys: Iterable[str]) -> None:
         """Keys that are gone already are no error."""
         for key in keys:
-            with contextlib.suppress(FileNotFoundError):
+            with _answering(), contextlib.suppress(FileNotFoundError):
                 await obstore.delete_async(self._store, key)
 
     async def list(self, prefix: str) -> AsyncIterator[Blob]:
         """In no particular order."""
-        async for page in obstore.list(self._store, prefix, chunk_size=1000):
+        pages = aiter(obstore.list(self._store, prefix, chunk_size=1000))
+        while True:
+            with _answering():
+                page = await anext(pages, None)
+            if page is None:
+                return
             for meta in page:
                 if not meta["path"].startswith(_TEMPORARY):
                     yield Blob(meta["path"], meta["size"])
@@ -96,6 +108,18 @@ class Blobs:
             return None
         stat = os.statvfs(self._root)
         return Space(stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize)
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BaseError as error:
+        raise RemudaError(
+            Reason.STORE_UNAVAILABLE, "the backend does not answer", retry_after_seconds=2.0
+        ) from error
 
 
 def _put_local(root: Path, key: str, data: bytes) -> bool:

@@ -40,7 +40,8 @@ async def run(
     process = await asyncio.create_subprocess_exec(
         "prlimit",
         f"--as={limits.memory_bytes}",
-        f"--cpu={limits.cpu_seconds}",
+        # The hard limit comes later: SIGKILL at once would not say why.
+        f"--cpu={limits.cpu_seconds}:{limits.cpu_seconds + 5}",
         f"--fsize={limits.file_bytes}",
         "--core=0",
         "--",

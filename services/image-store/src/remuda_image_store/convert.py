@@ -48,7 +48,7 @@ async def assemble(parts: AsyncIterator[bytes], path: Path) -> str:
 
 
 async def to_raw(qcow2: Path, raw: Path, *, virtual_bytes: int, room_bytes: int) -> None:
-    """The virtual disk of an inspected qcow2 file. Raises Refused; DISK_FULL beyond `room_bytes`.
+    """The virtual disk of an inspected qcow2 file. Raises Refused, also beyond `room_bytes`; DISK_FULL.
 
     Room is counted in what the scratch file really takes: a small file can hold any amount of compressed
     data, and the limit on the file's size does not see holes.

@@ -1,9 +1,13 @@
 """For tests: image stores in this process or in others, over a real etcd, and their callers."""
 
 import hashlib
+import json
 import random
+import subprocess
+import sys
+import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,10 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from remuda.image.v1 import chunk_pb2, chunk_pb2_grpc, image_pb2, image_pb2_grpc
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.auth import grants
+from remuda_core.config import TlsSettings
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
 from remuda_core.rpc.channel import open_channel
+from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
 
 from remuda_image_store.main import serving
@@ -98,6 +104,54 @@ class Images:
 
 
 @dataclass(kw_only=True)
+class Replica:
+    """A process that is started at once."""
+
+    port: int
+    metrics_port: int
+    log: Path
+    config: Path
+
+    def __post_init__(self) -> None:
+        command = [sys.executable, "-m", "remuda_image_store.main", "--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def http(self, path: str) -> str:
+        """What the metrics port answers. Raises OSError."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    async def wait_serving(self) -> str:
+        """Its address, once it serves. Raises TimeoutError, ChildProcessError with its last words."""
+
+        def serves() -> bool:
+            if self.process.poll() is not None:
+                raise ChildProcessError(self.log.read_text())
+            return '"event": "serving"' in self.log.read_text()
+
+        await wait_for(serves, timeout=30, last_status=self.log.read_text)
+        return self.address
+
+    def kill(self) -> None:
+        """SIGKILL; harmless when it has ended."""
+        self.process.kill()
+        self.process.wait()
+
+
+def _toml(settings: Mapping[str, Any], table: str = "") -> str:
+    """As much of TOML as settings need: strings, numbers, lists, tables. The scalars are as in JSON."""
+    tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if key not in tables]
+    below = [_toml(value, f"{table}{key}.") for key, value in tables.items()]
+    return "\n".join([f"[{table[:-1]}]" if table else "", *lines, *below])
+
+
+@dataclass(kw_only=True)
 class Cloud:
     """What surrounds the image stores: etcd, the backend that they share, the leader's key, the api."""
 
@@ -117,6 +171,25 @@ class Cloud:
         settings = self.settings.model_copy(update={"scratch_dir": scratch})
         replica = await self.stack.enter_async_context(serving(settings))
         return f"127.0.0.1:{replica.port}"
+
+    def spawn(self, *, tls: TlsSettings | None = None) -> "Replica":
+        """One more replica as a process of its own; see `Replica.wait_serving`."""
+        port, metrics_port = free_ports(2)
+        directory = self.directory / f"replica-{port}"
+        directory.mkdir()
+        settings = self.settings.model_copy(
+            update={
+                "listen": f"127.0.0.1:{port}",
+                "metrics_listen": f"127.0.0.1:{metrics_port}",
+                "scratch_dir": directory / "scratch",
+                "tls": tls,
+            }
+        )
+        config = directory / "image-store.toml"
+        config.write_text(_toml(settings.model_dump(mode="json", exclude_none=True)))
+        replica = Replica(port=port, metrics_port=metrics_port, log=directory / "log", config=config)
+        self.stack.callback(replica.kill)
+        return replica
 
     async def images(self, address: str) -> Images:
         """As the gateway calls."""

@@ -7,6 +7,7 @@ import asyncio
 import logging
 
 from remuda.store.v1 import image_pb2 as store_pb2
+from remuda_core.errors import RemudaError
 from remuda_core.etcd.cache import PrefixCache
 from remuda_core.telemetry.metrics import Metrics
 
@@ -40,6 +41,6 @@ class Usage:
         while True:
             try:
                 await self.count(images)
-            except OSError as error:
+            except (OSError, RemudaError) as error:
                 _log.warning("the backend cannot be counted: %s", error)
             await asyncio.sleep(every_seconds)

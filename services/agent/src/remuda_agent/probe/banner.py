@@ -32,7 +32,7 @@ def initramfs() -> bytes:
 
 def _init() -> bytes:
     """A static ELF file: two headers, twenty-odd bytes of code, the banner."""
-    code_length = 35
+    code_length = 40
     message = _LOAD_ADDRESS + _HEADERS + code_length
     code = b"".join(
         (

@@ -1,7 +1,7 @@
 """kvm or qemu (TCG)? Found out by running a throw-away guest.
 
-/dev/kvm may exist, open, answer every ioctl, run a boot sector, and still hang each real guest. So a kernel is
-started with KVM, and user space has to say a word. The kernel is the host's own; where it may not be read,
+/dev/kvm may exist, open, answer every ioctl, run a boot sector, and still hang each real guest. So a kernel
+is started with KVM, and user space has to say a word. The kernel is the host's own; where it may not be read,
 nothing is proven and TCG is chosen, slow and sure, with a warning.
 """
 

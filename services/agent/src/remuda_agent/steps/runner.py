@@ -5,8 +5,9 @@ The table at the end is the whole vocabulary of RunStep.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
 from remuda.agent.v1.common_pb2 import DomainSpec, StepKey
@@ -72,12 +73,15 @@ class StepRunner:
 
     async def _ensure_base_image(self, request: RunStepRequest, job: Job) -> StepOutput:
         wanted = request.ensure_base_image
-        await self._images.ensure(
-            pool=wanted.pool,
-            image_id=wanted.image_id,
-            manifest_digest=wanted.manifest_digest,
-            grant=wanted.grant,
-            on_progress=job.report,
+        await _unless_stopped(
+            job,
+            self._images.ensure(
+                pool=wanted.pool,
+                image_id=wanted.image_id,
+                manifest_digest=wanted.manifest_digest,
+                grant=wanted.grant,
+                on_progress=job.report,
+            ),
         )
         return StepOutput()
 
@@ -154,12 +158,15 @@ class StepRunner:
         if work.shared_disks:
             # The files are there and the source still writes them: owner.json changes hands with ownership.
             return StepOutput()
-        await self._images.ensure(
-            pool=work.spec.pool,
-            image_id=work.spec.image_id,
-            manifest_digest=work.spec.manifest_digest,
-            grant=work.grant,
-            on_progress=job.report,
+        await _unless_stopped(
+            job,
+            self._images.ensure(
+                pool=work.spec.pool,
+                image_id=work.spec.image_id,
+                manifest_digest=work.spec.manifest_digest,
+                grant=work.grant,
+                on_progress=job.report,
+            ),
         )
         await self._files.create(work.spec, self._owner(request.key, "incoming"))
         return StepOutput()
@@ -295,3 +302,18 @@ class StepRunner:
 
 
 Act = Callable[[RunStepRequest, Job], Awaitable[StepOutput]]
+
+
+async def _unless_stopped(job: Job, work: Coroutine[Any, Any, object]) -> None:
+    """Long work that is safe to leave: what has been fetched is kept. Raises CANCELLED when asked to stop."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(job.stop.wait())
+    try:
+        done, _ = await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working not in done:
+            raise RemudaError(Reason.CANCELLED, f"step {job.name[1]} was asked to stop")
+        working.result()
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)

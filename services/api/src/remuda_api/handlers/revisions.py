@@ -1,5 +1,6 @@
 """Read-your-writes over replicas: mutations say at which revision, reads may ask to be at least that new."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -34,8 +35,9 @@ def add_revision(context: ServicerContext[Any, Any], revision: int) -> None:
 async def fresh(context: ServicerContext[Any, Any], *caches: PrefixCache[Any]) -> None:
     """Waits until the caches show what the caller has seen. Raises Unavailable when they do not in time."""
     wanted = _min_revision(context.invocation_metadata() or ())
-    for cache in caches if wanted else ():
-        await cache.wait_revision(wanted, timeout_for(_WAIT_SECONDS))
+    if wanted:
+        seconds = timeout_for(_WAIT_SECONDS)
+        await asyncio.gather(*(cache.wait_revision(wanted, seconds) for cache in caches))
 
 
 def _min_revision(metadata: Iterable[tuple[str, str | bytes]]) -> int:

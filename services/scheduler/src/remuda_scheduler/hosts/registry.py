@@ -12,6 +12,11 @@ from remuda.scheduler.v1.registry_pb2 import Heartbeat, Hello, Observations, Obs
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 
+DUPLICATE_WINDOW_SECONDS = 2.0
+"""A session heard within it is alive: another boot of the same UUID is then a second machine, not the first one
+come back from a reboot. Longer than a heartbeat's interval, shorter than any boot.
+"""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:
@@ -50,26 +55,43 @@ class Session:
 class HostRegistry:
     """The attached hosts. Not thread-safe: one event loop owns it."""
 
-    def __init__(self, *, unreachable_after: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        unreachable_after: float,
+        duplicate_window: float = DUPLICATE_WINDOW_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Both times in seconds."""
         self.unreachable_after = unreachable_after
+        self._duplicate_window = duplicate_window
         self._clock = clock
         self._elected_at = clock()
         self._sessions: dict[HostId, Session] = {}
 
-    def attach(self, hello: Hello) -> Session:
-        """Opens a session; one of the same boot is replaced (its stream was lost and it does not know yet).
-
-        Raises: DUPLICATE_HOST when another boot of the same UUID is attached and was heard just now: two
+    def refuse_duplicate(self, hello: Hello) -> None:
+        """Raises DUPLICATE_HOST when another boot of the same UUID is attached and was heard just now: two
         machines with one identity, or a clone. Whoever came first stays.
         """
         host = HostId(hello.host_id)
         known = self._sessions.get(host)
-        if known and known.open and known.boot_id != hello.boot_id and self.silent_seconds(host) < 2.0:
+        if known is None or not known.open or known.boot_id == hello.boot_id:
+            return
+        if self.silent_seconds(host) < self._duplicate_window:
             raise RemudaError(
                 Reason.DUPLICATE_HOST,
                 f"host {host} is attached already, from {known.agent_endpoint} with another boot id",
                 metadata={"host": host, "boot_id": known.boot_id},
             )
+
+    def attach(self, hello: Hello) -> Session:
+        """Opens a session; one of the same boot is replaced (its stream was lost and it does not know yet).
+
+        Raises: DUPLICATE_HOST, see `refuse_duplicate`.
+        """
+        self.refuse_duplicate(hello)
+        host = HostId(hello.host_id)
+        known = self._sessions.get(host)
         if known:
             known.open = False
         session = Session(
@@ -91,12 +113,14 @@ class HostRegistry:
             session.armed = heartbeat.armed
 
     def detach(self, session: Session) -> None:
-        """The stream ended. The session stays as the last word of the host until the limit has passed."""
+        """The stream ended. The session stays as the last word of the host until it attaches anew."""
         session.open = False
 
     def forget(self, host: HostId) -> None:
-        """The host was deleted."""
-        self._sessions.pop(host, None)
+        """The host was deleted: its stream ends with its next word."""
+        session = self._sessions.pop(host, None)
+        if session is not None:
+            session.open = False
 
     def session(self, host: HostId) -> Session | None:
         return self._sessions.get(host)

@@ -90,7 +90,12 @@ async def fetch_base_image(run: _Run) -> None:
     grant = run.services.grants.sign(
         host_id=host, operation_id=run.operation_id, images=[ImageId(record.image_id)]
     )
-    work = EnsureBaseImage(image_id=record.image_id, manifest_digest=record.manifest_digest, grant=grant)
+    work = EnsureBaseImage(
+        image_id=record.image_id,
+        manifest_digest=record.manifest_digest,
+        grant=grant,
+        pool=run.state.pool,
+    )
     await run.order(host, run.state.epoch, ensure_base_image=work)
 
 

@@ -1,0 +1,1 @@
+"""Live migration, the pure part: what became of it, and how far it is."""

@@ -1,0 +1,187 @@
+"""The libvirt driver: QEMU guests of this host through its local libvirtd."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import libvirt
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import Epoch, InstanceId, OperationId
+
+from remuda_agent.hypervisor.fanout import Fanout
+from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml
+from remuda_agent.hypervisor.libvirt.connection import Connection, failed
+from remuda_agent.hypervisor.libvirt.domain_xml import Platform, Stamp
+from remuda_agent.hypervisor.libvirt.host_facts import HostFacts, parse_capabilities
+from remuda_agent.hypervisor.libvirt.states import translate_event
+from remuda_agent.hypervisor.model import (
+    CompletedMigration,
+    DomainDescription,
+    DomainView,
+    EventKind,
+    HypervisorCapabilities,
+    HypervisorEvent,
+    MigrationJobStats,
+    MigrationRequest,
+)
+from remuda_agent.probe.domain_type import DomainType
+
+
+@asynccontextmanager
+async def open_libvirt(uri: str, domain_type: DomainType) -> AsyncIterator[LibvirtHypervisor]:
+    """The driver, connected; closed at the end of the block. Raises RemudaError without libvirtd."""
+    driver = LibvirtHypervisor(uri, domain_type)
+    try:
+        async with driver.connection.running():
+            yield driver
+    finally:
+        driver.fanout.close()
+
+
+class LibvirtHypervisor:
+    """Made by `open_libvirt`. ``uri`` is the local libvirtd's, whatever hosts migrations go to."""
+
+    def __init__(self, uri: str, domain_type: DomainType) -> None:
+        self._domain_type = domain_type
+        self._facts: HostFacts | None = None
+        self._event_loop = asyncio.get_running_loop()
+        self.fanout = Fanout()
+        self.connection = Connection(uri, setup=self._register, restored=self.fanout.relist)
+
+    async def capabilities(self) -> HypervisorCapabilities:
+        def ask(connection: Any) -> tuple[list[Any], int, int]:
+            return connection.getInfo(), connection.getLibVersion(), connection.getVersion()
+
+        facts = await self._known()
+        info, libvirt_version, qemu_version = await self.connection.call(ask, repeat=True)
+        return HypervisorCapabilities(
+            driver="libvirt",
+            vcpus=int(info[2]),
+            memory_mib=int(info[1]),
+            domain_type=self._domain_type.name,
+            domain_type_reason=self._domain_type.reason,
+            architecture=facts.architecture,
+            cpu_model=self._platform(facts).cpu_model,
+            libvirt_version=libvirt_version,
+            qemu_version=qemu_version,
+            machine_types=facts.machine_types,
+            default_machine_type=facts.default_machine_type,
+        )
+
+    async def define(self, description: DomainDescription) -> DomainView:
+        xml = domain_xml.build(description, self._platform(await self._known()))
+        return await self.connection.call(lambda c: domain_calls.define(c, description.instance_id, xml))
+
+    async def undefine(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.undefine(c, instance_id), repeat=True)
+
+    async def start(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.start(c, instance_id))
+
+    async def shutdown(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.shutdown(c, instance_id))
+
+    async def destroy(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.destroy(c, instance_id), repeat=True)
+
+    async def pause(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.pause(c, instance_id))
+
+    async def resume(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.resume(c, instance_id))
+
+    async def view(self, instance_id: InstanceId) -> DomainView | None:
+        return await self.connection.call(lambda c: domain_calls.view(c, instance_id), repeat=True)
+
+    async def domains(self) -> list[DomainView]:
+        return await self.connection.call(domain_calls.views, repeat=True)
+
+    async def set_epoch(self, instance_id: InstanceId, *, epoch: Epoch, operation_id: OperationId) -> None:
+        stamp = Stamp(instance_id=instance_id, epoch=epoch, operation_id=operation_id)
+        await self.connection.call(lambda c: domain_calls.set_stamp(c, stamp), repeat=True)
+
+    async def migrate(self, request: MigrationRequest) -> CompletedMigration:
+        try:
+            await self.connection.call_long(lambda c: domain_calls.migrate(c, request))
+        except libvirt.libvirtError as error:
+            raise await self._why(request.instance_id, error) from error
+        # Lost with libvirtd's memory when that restarted just now: unknown, not a failure.
+        return await self.completed_stats(request.instance_id) or CompletedMigration()
+
+    async def job_stats(self, instance_id: InstanceId) -> MigrationJobStats | None:
+        return await self.connection.call(lambda c: domain_calls.running_stats(c, instance_id), repeat=True)
+
+    async def completed_stats(self, instance_id: InstanceId) -> CompletedMigration | None:
+        return await self.connection.call(lambda c: domain_calls.completed_stats(c, instance_id), repeat=True)
+
+    async def abort_job(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.abort_job(c, instance_id))
+
+    async def guest_agent_ping(self, instance_id: InstanceId, *, timeout: float) -> bool:
+        seconds = max(1, math.ceil(timeout))
+        return await self.connection.call(lambda c: domain_calls.ping_agent(c, instance_id, seconds))
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[HypervisorEvent]]:
+        return self.fanout.subscribe()
+
+    async def _why(self, instance_id: InstanceId, error: libvirt.libvirtError) -> RemudaError:
+        """The reason of a migration that failed, told apart as far as this host can see."""
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_ABORTED:
+            return RemudaError(Reason.CANCELLED, str(error))
+        try:
+            seen = await self.view(instance_id)
+        except RemudaError:
+            seen = None
+        if seen is not None and not seen.active and seen.reason == "shutdown":
+            return RemudaError(Reason.GUEST_STOPPED, "the guest powered itself off while it was migrated")
+        return failed(error)
+
+    async def _known(self) -> HostFacts:
+        if self._facts is None:
+            text = await self.connection.call(lambda c: c.getCapabilities(), repeat=True)
+            self._facts = parse_capabilities(text)
+        return self._facts
+
+    def _platform(self, facts: HostFacts) -> Platform:
+        return Platform(
+            domain_type=self._domain_type.name, architecture=facts.architecture, emulator=facts.emulator
+        )
+
+    def _register(self, connection: Any) -> None:
+        """In a thread, with every new connection; the callbacks run in libvirt's event thread."""
+        # libvirtd may have come back with another QEMU.
+        self._facts = None
+
+        def lifecycle(_connection: object, domain: Any, event: int, detail: int, _opaque: object) -> None:
+            kind, word = translate_event(event, detail)
+            self._post(kind, domain.UUIDString(), word)
+
+        def job_completed(_connection: object, domain: Any, _stats: object, _opaque: object) -> None:
+            self._post(EventKind.JOB_ENDED, domain.UUIDString(), "")
+
+        def iteration(_connection: object, domain: Any, number: int, _opaque: object) -> None:
+            self._post(EventKind.MIGRATION_ITERATION, domain.UUIDString(), str(number))
+
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, job_completed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, iteration),
+        ):
+            connection.domainEventRegisterAny(None, event, callback, None)
+
+    def _post(self, kind: EventKind, uuid: str, detail: str) -> None:
+        event = HypervisorEvent(
+            kind=kind,
+            instance_id=None if kind is EventKind.RELIST else InstanceId(uuid),
+            detail=detail,
+            time=datetime.now(UTC),
+        )
+        try:
+            self._event_loop.call_soon_threadsafe(self.fanout.put, event)
+        except RuntimeError:
+            return  # the agent's loop has ended; its events with it

@@ -1,0 +1,226 @@
+"""Two hosts of each driver. `hosts` runs every test on the fake and, as root, on real libvirt in the lab."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import pytest_asyncio
+from remuda_agent.hypervisor import (
+    DomainDescription,
+    DomainNic,
+    Hypervisor,
+    MigrationRequest,
+)
+from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
+from remuda_agent.hypervisor.libvirt import open_libvirt
+from remuda_agent.probe.domain_type import DomainType
+from remuda_core.ids import Epoch, InstanceId, OperationId
+from remuda_lab.commands import run
+from remuda_lab.guest import ConfigDrive, GuestImage, Nic, ensure_guest_image, write_config_drive
+from remuda_lab.guest_view import GuestView
+from remuda_lab.lab import Lab
+from remuda_lab.layout import LOCAL_POOL, SHARED_POOL
+from remuda_lab.testing import bare_lab
+
+__all__ = ["bare_lab"]
+
+LAB_TIMEOUT_SECONDS = 300
+
+
+class Hosts(Protocol):
+    """Two hosts that can migrate to each other, `a` to `b`."""
+
+    driver: str
+    a: Hypervisor
+    b: Hypervisor
+
+    def described(self, *, shared: bool = False, bootable: bool = False) -> DomainDescription:
+        """A new guest whose files are on `a`; `bootable`: it comes up and has a guest agent."""
+        ...
+
+    async def wait_booted(self, guest: DomainDescription) -> None:
+        """Until the guest's user space answers."""
+        ...
+
+    def receive(self, guest: DomainDescription) -> None:
+        """Files on `b`, as PrepareIncoming leaves them."""
+        ...
+
+    def slow(self) -> None:
+        """Migrations from now on take long enough to look at and to abort."""
+        ...
+
+    def request(self, guest: DomainDescription, *, shared: bool = False) -> MigrationRequest:
+        """`guest` from `a` to `b`, epoch 2."""
+        ...
+
+    def kill_qemu(self, guest: DomainDescription) -> None:
+        """On `a`, with SIGKILL."""
+        ...
+
+    def reopened(self) -> AbstractAsyncContextManager[Hypervisor]:
+        """Another connection to `a`, as a restarted agent has it."""
+        ...
+
+
+def _request(guest: DomainDescription, *, shared: bool) -> MigrationRequest:
+    return MigrationRequest(
+        instance_id=guest.instance_id,
+        operation_id=OperationId(str(uuid.uuid4())),
+        target_epoch=Epoch(guest.epoch + 1),
+        target_hostname="host2",
+        shared_disks=shared,
+    )
+
+
+@dataclass
+class FakeHosts:
+    fabric: FakeFabric
+    driver: str = "fake"
+    a: Hypervisor = field(init=False)
+    b: Hypervisor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.a = FakeHypervisor(self.fabric, "host1")
+        self.b = FakeHypervisor(self.fabric, "host2")
+
+    def described(self, *, shared: bool = False, bootable: bool = False) -> DomainDescription:
+        return _describe(LOCAL_POOL, 10)
+
+    async def wait_booted(self, guest: DomainDescription) -> None:
+        await asyncio.sleep(0)
+
+    def receive(self, guest: DomainDescription) -> None:
+        """The fake opens no files."""
+
+    def slow(self) -> None:
+        self.fabric.timings = FakeTimings(migrate_disks=5, migrate_memory=30, switch_over=0.1)
+
+    def request(self, guest: DomainDescription, *, shared: bool = False) -> MigrationRequest:
+        return _request(guest, shared=shared)
+
+    def kill_qemu(self, guest: DomainDescription) -> None:
+        self.fabric.kill_qemu("host1", guest.instance_id)
+
+    @asynccontextmanager
+    async def reopened(self) -> AsyncIterator[Hypervisor]:
+        yield FakeHypervisor(self.fabric, "host1")
+
+
+@dataclass
+class LabHosts:
+    """host1 and host2 of a lab; only these two share a pool."""
+
+    lab: Lab
+    image: GuestImage
+    a: Hypervisor
+    b: Hypervisor
+    driver: str = "libvirt"
+    bandwidth: int = 0
+    addresses: dict[str, IPv4Address] = field(default_factory=dict)
+
+    def described(self, *, shared: bool = False, bootable: bool = False) -> DomainDescription:
+        guest = _describe(SHARED_POOL if shared else LOCAL_POOL, 50 + uuid.uuid4().int % 150)
+        address = IPv4Address(f"10.78.0.{50 + uuid.uuid4().int % 150}")
+        self.addresses[guest.instance_id] = address
+        self._make_files("host1", guest, shared=shared)
+        nic = Nic(mac=guest.nics[0].mac_address, address=IPv4Interface(f"{address}/24"))
+        drive = ConfigDrive(uuid=guest.instance_id, hostname="guest", nics=(nic,))
+        write_config_drive(self._outside("host1", guest.config_drive, shared=shared), drive)
+        return guest
+
+    async def wait_booted(self, guest: DomainDescription) -> None:
+        view = GuestView(init=self.lab.fabric().init, address=self.addresses[guest.instance_id])
+        await asyncio.to_thread(view.wait_up, timeout=120)
+
+    def receive(self, guest: DomainDescription) -> None:
+        self._make_files("host2", guest, shared=False)
+        with self._outside("host2", guest.config_drive, shared=False).open("wb") as drive:
+            drive.truncate(8 << 20)
+
+    def slow(self) -> None:
+        self.bandwidth = 2
+
+    def request(self, guest: DomainDescription, *, shared: bool = False) -> MigrationRequest:
+        asked = _request(guest, shared=shared)
+        address = str(self.lab.plan("host2").address)
+        return replace(asked, target_address=address, bandwidth_mib_s=self.bandwidth)
+
+    def kill_qemu(self, guest: DomainDescription) -> None:
+        self.lab.send_signal("host1", f"qemu:{guest.instance_id}")
+
+    def reopened(self) -> AbstractAsyncContextManager[Hypervisor]:
+        return open_libvirt(self.lab.host("host1").libvirt_uri, TCG)
+
+    def _outside(self, host: str, path: Path, *, shared: bool) -> Path:
+        """A path inside the host, seen from the machine."""
+        if shared:
+            return self.lab.paths.shared_pool / path.relative_to(SHARED_POOL)
+        return self.lab.paths.host(host).local_pool / path.relative_to(LOCAL_POOL)
+
+    def _make_files(self, host: str, guest: DomainDescription, *, shared: bool) -> None:
+        directory = guest.disk.parent
+        self._outside(host, directory, shared=shared).mkdir(parents=True)
+        base = directory.parent / "contract.raw"
+        outside = self._outside(host, base, shared=shared)
+        if not outside.exists():
+            run(["cp", "--sparse=always", str(self.image.raw), str(outside)])
+        self.lab.host(host).run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(guest.disk)]
+        )
+
+
+TCG = DomainType(name="qemu", reason="the lab's guests are small", proven=True)
+
+
+def _describe(pool: str, number: int) -> DomainDescription:
+    instance = str(uuid.uuid4())
+    directory = Path(pool) / "instances" / instance
+    return DomainDescription(
+        instance_id=InstanceId(instance),
+        title=f"projects/demo/instances/{instance}",
+        epoch=Epoch(1),
+        operation_id=OperationId(str(uuid.uuid4())),
+        vcpus=1,
+        memory_mib=96,
+        disk=directory / "disk.qcow2",
+        config_drive=directory / "config.img",
+        console=Path("/var/log/libvirt/qemu") / f"{instance}.console",
+        nics=(DomainNic(mac_address=f"52:54:00:12:34:{number:02x}", bridge="br0"),),
+    )
+
+
+async def _forget_all(hypervisor: Hypervisor) -> None:
+    for view in await hypervisor.domains():
+        await hypervisor.destroy(view.instance_id)
+        await hypervisor.undefine(view.instance_id)
+
+
+@pytest_asyncio.fixture(
+    params=[
+        "fake",
+        pytest.param("libvirt", marks=[pytest.mark.root, pytest.mark.timeout(LAB_TIMEOUT_SECONDS)]),
+    ]
+)
+async def hosts(request: pytest.FixtureRequest) -> AsyncIterator[Hosts]:
+    if request.param == "fake":
+        yield FakeHosts(FakeFabric())
+        return
+    lab: Lab = request.getfixturevalue("bare_lab")
+    image = await asyncio.to_thread(ensure_guest_image)
+    async with AsyncExitStack() as stack:
+        a = await stack.enter_async_context(open_libvirt(lab.host("host1").libvirt_uri, TCG))
+        b = await stack.enter_async_context(open_libvirt(lab.host("host2").libvirt_uri, TCG))
+        try:
+            yield LabHosts(lab=lab, image=image, a=a, b=b)
+        finally:
+            await _forget_all(a)
+            await _forget_all(b)
