@@ -19,10 +19,13 @@ from remuda_lab.host_files import setup_commands
 from remuda_lab.layout import HostPlan, LabPaths
 from remuda_lab.namespaces import HOST_KINDS, enter_command, unshare_command, wait_for_child
 from remuda_lab.processes import ProcessRef, command_line, processes_in_namespace
+from remuda_lab.python import console_script
 from remuda_lab.units import Units, UnitSpec
 from remuda_lab.waiting import wait_for
 
 LIBVIRT_SOCKET = "/run/libvirt/libvirt-sock"
+AGENT_CONFIG = "/etc/remuda/agent.toml"
+AGENT_LOG = "/var/log/remuda/agent.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,12 @@ def wait_libvirtd(host: Host, *, timeout: float = 20.0) -> None:
             ["sh", "-c", "tail -n 5 /var/log/libvirt/libvirtd.log /var/log/libvirt/libvirtd.out; true"]
         )
         raise WaitTimeout(f"{error}\n{said}") from error
+
+
+def start_agent(host: Host) -> None:
+    """Start the host's agent. Not restarted when it ends: who kills it wants to see what happens then."""
+    argv = [console_script("remuda-agent"), "--config", AGENT_CONFIG]
+    host.units.start(UnitSpec(name="agent", argv=argv, log=AGENT_LOG))
 
 
 def power_off(fabric: Fabric, host: Host) -> None:

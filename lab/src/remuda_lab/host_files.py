@@ -26,6 +26,8 @@ _VAR_DIRECTORIES = (
 LIBVIRT_TLS_PORT = 16514
 LIBVIRT_TCP_PORT = 16509
 MIGRATION_PORTS = (49152, 49215)
+BOOT_ID_FILE = "/run/remuda-boot-id"
+"""Drawn at each boot of a host: the kernel's own id is the machine's, and the same for all of them."""
 
 
 def libvirtd_conf(plan: HostPlan, *, tcp: bool) -> dict[str, str | int]:
@@ -117,6 +119,7 @@ def setup_commands(paths: HostPaths, plan: HostPlan, shared_pool: Path) -> list[
         ["mount", "-t", "sysfs", "sysfs", "/sys"],
         ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"],
         ["mkdir", "-p", "/run/lock", "/run/libvirt"],
+        ["cp", "--no-preserve=all", "/proc/sys/kernel/random/uuid", BOOT_ID_FILE],
         # Terminals of its own: a serial console is a pty, and a power failure must take it along.
         ["mount", "-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=620,gid=5", "devpts", "/dev/pts"],
         ["mount", "--bind", "/dev/pts/ptmx", "/dev/ptmx"],

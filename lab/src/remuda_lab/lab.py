@@ -13,7 +13,7 @@ from remuda_lab.commands import find
 from remuda_lab.errors import LabError
 from remuda_lab.fabric import Fabric, start_fabric
 from remuda_lab.forward import start_forward
-from remuda_lab.host import Host, power_off, power_on, start_libvirtd
+from remuda_lab.host import AGENT_CONFIG, Host, power_off, power_on, start_agent, start_libvirtd
 from remuda_lab.host_files import install_host
 from remuda_lab.layout import HostPlan, LabPaths, host_number, plan_hosts
 from remuda_lab.pki import Authority
@@ -232,6 +232,9 @@ class Lab:
 def _boot(paths: LabPaths, fabric: Fabric, plan: HostPlan) -> Host:
     host = power_on(paths, fabric, plan)
     start_libvirtd(host)
+    # Enabled at boot, once the host has been enrolled.
+    if (paths.host(plan.name).etc / AGENT_CONFIG.removeprefix("/etc/")).exists():
+        start_agent(host)
     return host
 
 

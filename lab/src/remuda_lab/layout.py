@@ -156,7 +156,26 @@ class LabPaths:
 
     @property
     def logs(self) -> Path:
+        """Of everything that runs in the fabric; a host's are in its own /var/log."""
         return self.root / "logs"
+
+    @property
+    def config(self) -> Path:
+        """Configuration files of the services; an agent's is in its host's /etc."""
+        return self.root / "config"
+
+    @property
+    def etcd(self) -> Path:
+        return self.root / "etcd"
+
+    @property
+    def image_store(self) -> Path:
+        return self.root / "image-store"
+
+    @property
+    def client(self) -> Path:
+        """Users' certificates, the token, the CLI's context file."""
+        return self.root / "client"
 
     def host(self, name: str) -> HostPaths:
         return HostPaths(root=self.root / "hosts" / name)

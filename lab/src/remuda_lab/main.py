@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from remuda_lab.cluster import Cluster
 from remuda_lab.errors import LabError
 from remuda_lab.guest import ensure_guest_image
 from remuda_lab.kvm import probe_kvm
@@ -37,11 +38,18 @@ def _lab(arguments: argparse.Namespace) -> Lab:
 def _up(arguments: argparse.Namespace) -> None:
     lab = _lab(arguments)
     started = time.monotonic()
-    lab.up(hosts=arguments.hosts, tcp=arguments.tcp)
+    if arguments.bare:
+        lab.up(hosts=arguments.hosts, tcp=arguments.tcp)
+        lines = ["remuda-lab exec host1 -- virsh list --all", "remuda-lab status", "remuda-lab down"]
+    else:
+        cluster = Cluster(lab)
+        cluster.up(
+            hosts=arguments.hosts, tcp=arguments.tcp, port=arguments.port, tell=lambda line: print(line, flush=True)
+        )
+        lines = [*cluster.client.how_to(), "remuda-lab status; remuda-lab down"]
     names = ", ".join(lab.running_hosts())
     print(f"lab {lab.paths.name} is up after {time.monotonic() - started:.1f} s: {names}")
-    print("  remuda-lab exec host1 -- virsh list --all")
-    print("  remuda-lab status; remuda-lab down")
+    print("\n".join(f"  {line}" for line in lines))
 
 
 def _down(arguments: argparse.Namespace) -> None:
@@ -139,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 
     up = verbs.add_parser("up", help="start the lab")
     up.add_argument("--hosts", type=int, default=3)
+    up.add_argument("--bare", action="store_true", help="hosts with libvirt only, no service of Remuda")
+    up.add_argument("--port", type=int, default=0, help="of the api on 127.0.0.1; 0 for any free one")
     up.add_argument(
         "--tcp", action="store_true", help="libvirt listens on plain TCP too, without authentication"
     )

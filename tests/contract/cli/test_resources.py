@@ -1,6 +1,8 @@
 """Nouns that answer at once, over real gRPC."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,11 @@ def test_events_show_host_names_and_milliseconds(gateway: Any) -> None:
     assert "host1" in out
 
 
-def test_the_console_log_is_printed_byte_for_byte(gateway: Any, capfdbinary: Any) -> None:
-    from remuda_cli.main import run
-
-    assert run(["instance", "console-log", "web-1"]) == 0
-    captured = capfdbinary.readouterr()
-    assert captured.out == b"login: \xff\r\n"
-    assert b"--bytes for more" in captured.err
+def test_the_console_log_is_printed_byte_for_byte(gateway: Any) -> None:
+    command = [sys.executable, "-m", "remuda_cli", "instance", "console-log", "web-1"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    assert done.stdout == b"login: \xff\r\n"
+    assert b"--bytes for more" in done.stderr
 
 
 def test_an_update_keeps_the_other_labels_and_sends_the_etag_it_read(gateway: Any) -> None:

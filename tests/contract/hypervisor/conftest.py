@@ -24,13 +24,13 @@ from remuda_agent.hypervisor.libvirt import open_libvirt
 from remuda_agent.probe.domain_type import DomainType
 from remuda_core.ids import Epoch, InstanceId, OperationId
 from remuda_lab.commands import run
-from remuda_lab.guest import ConfigDrive, GuestImage, Nic, ensure_guest_image, write_config_drive
+from remuda_lab.guest import ConfigDrive, GuestImage, Nic, write_config_drive
 from remuda_lab.guest_view import GuestView
 from remuda_lab.lab import Lab
 from remuda_lab.layout import LOCAL_POOL, SHARED_POOL
-from remuda_lab.testing import bare_lab
+from remuda_lab.testing import bare_lab, guest_image
 
-__all__ = ["bare_lab"]
+__all__ = ["bare_lab", "guest_image"]
 
 LAB_TIMEOUT_SECONDS = 300
 
@@ -215,7 +215,7 @@ async def hosts(request: pytest.FixtureRequest) -> AsyncIterator[Hosts]:
         yield FakeHosts(FakeFabric())
         return
     lab: Lab = request.getfixturevalue("bare_lab")
-    image = await asyncio.to_thread(ensure_guest_image)
+    image: GuestImage = request.getfixturevalue("guest_image")
     async with AsyncExitStack() as stack:
         a = await stack.enter_async_context(open_libvirt(lab.host("host1").libvirt_uri, TCG))
         b = await stack.enter_async_context(open_libvirt(lab.host("host2").libvirt_uri, TCG))

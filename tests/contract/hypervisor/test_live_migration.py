@@ -24,7 +24,7 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.testing.waiting import wait_for
 
 if TYPE_CHECKING:
-    from conftest import Hosts
+    from tests.contract.hypervisor.conftest import Hosts
 
 
 async def shown(hypervisor: Hypervisor, guest: DomainDescription) -> DomainView:

@@ -60,8 +60,8 @@ async def test_pages_go_on_at_another_gateway_which_reads_the_revision_from_etcd
     await cluster.start_gateway()
     other = cluster.client("user/alice;project:demo", at=1)
     request.page_token = first.next_page_token
-    rest = [page async for page in pages(other, request)]
-    assert [instance.name for instance in first.instances] + sum(rest, []) == there
+    rest = [name async for page in pages(other, request) for name in page]
+    assert [*(instance.name for instance in first.instances), *rest] == there
     answer = await other.instances.ListInstances(
         instance_pb2.ListInstancesRequest(
             parent="projects/demo", page_size=2, page_token=first.next_page_token
@@ -199,7 +199,7 @@ async def test_watch_shows_what_there_is_then_every_change_and_only_ones_own_pro
     async def read(client: Client, parent: str, into: list[instance_pb2.WatchInstancesResponse]) -> None:
         request = instance_pb2.WatchInstancesRequest(parent=parent)
         async for response in client.instances.WatchInstances(request):
-            into.append(response)
+            into += [response]
 
     tasks = [
         asyncio.create_task(read(alice, "projects/demo", seen)),
@@ -230,7 +230,7 @@ async def test_migrations_are_listed_newest_first_and_events_oldest_first(
     cluster: Cluster, alice: Client, bob: Client, launch: Launch
 ) -> None:
     web = await launch("web")
-    names = []
+    names: list[str] = []
     for number in range(5):
         name = f"{web.name}/migrations/m{number}"
         migration = migration_pb2.Migration(name=name, state=migration_pb2.Migration.STATE_DONE)

@@ -13,8 +13,10 @@ import pytest
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.etcd.election import Election
-from remuda_core.images.chunks import CHUNK_BYTES
+from remuda_core.images.chunks import CHUNK_BYTES, Digest
+from remuda_core.images.manifest import Manifest
 from remuda_core.testing.waiting import wait_for
+from remuda_image_store.content import Content
 from remuda_image_store.testing import QCOW2, RAW, Cloud, Images, Sample, noise
 from remuda_image_store.uploads import PART_BYTES
 
@@ -201,7 +203,7 @@ def with_data_file(directory: Path) -> bytes:
 
 def encrypted(directory: Path) -> bytes:
     secret = ("--object", "secret,id=s,data=secret")
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100"
     qemu_img("create", *secret, "-f", "qcow2", "-o", options, directory / "bad", "1M")
     return (directory / "bad").read_bytes()
 
@@ -356,6 +358,26 @@ async def test_an_image_that_is_deleted_during_its_import_does_not_become_active
     await cloud.wait_gone(sample)
     # Whichever came last, nothing names these chunks any more, and nothing keeps them.
     assert cloud.blobs("chunks") == cloud.blobs("uploads") == set()
+
+
+async def test_chunks_of_an_image_that_is_deleted_before_its_record_names_them_do_not_stay(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = await cloud.images(await cloud.serve())
+    other = await cloud.create(noise(18, CHUNK_BYTES))
+    await images.upload(other)
+    sample = await cloud.create(noise(18, CHUNK_BYTES) + noise(17, MIB))
+    put_manifest = Content.put_manifest
+
+    async def deleted_meanwhile(self: Content, manifest: Manifest) -> Digest:
+        await cloud.delete(sample)
+        await cloud.wait_gone(sample)
+        return await put_manifest(self, manifest)
+
+    monkeypatch.setattr(Content, "put_manifest", deleted_meanwhile)
+    assert (await refusal(images, sample)).code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (len(cloud.blobs("chunks")), len(cloud.blobs("manifests"))) == (1, 1)
+    assert await images.download(other) == other.data
 
 
 async def test_records_are_the_apis_business(cloud: Cloud) -> None:

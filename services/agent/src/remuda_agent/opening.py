@@ -3,9 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from remuda_agent.hypervisor import Hypervisor
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor
+from remuda_agent.probe.domain_type import choose_domain_type
 from remuda_agent.settings import AgentSettings
+
+_log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -23,5 +28,7 @@ async def open_hypervisor(settings: AgentSettings) -> AsyncIterator[Hypervisor]:
     # Imported here: the fake must run where libvirt's library is not installed.
     from remuda_agent.hypervisor.libvirt import open_libvirt
 
-    async with open_libvirt(settings.libvirt_uri, domain_type=settings.domain_type) as driver:
+    domain_type = await choose_domain_type(setting=settings.domain_type)
+    _log.info("domain type", name=domain_type.name, reason=domain_type.reason)
+    async with open_libvirt(settings.libvirt_uri, domain_type) as driver:
         yield driver

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from remuda.image.v1 import image_pb2
@@ -20,13 +21,15 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
 from remuda_core.etcd.client import Etcd
 from remuda_core.ids import ImageId
+from remuda_core.images.chunks import Digest
 from remuda_core.rpc.context import detached
 
 from remuda_image_store import convert
 from remuda_image_store.content import Content
 from remuda_image_store.inspection import Refused, inspect
 from remuda_image_store.records import Changed, Found, Image, Records, no_longer
-from remuda_image_store.sweep_lock import sweep_lock
+from remuda_image_store.removal import drop_content
+from remuda_image_store.sweep_lock import Held, sweep_lock
 from remuda_image_store.uploads import read_back
 
 _log = logging.getLogger(__name__)
@@ -132,8 +135,20 @@ class Importer:
             # An import that was killed on its way here has put some already, and cannot tell.
             image.stored_bytes = max(image.stored_bytes, chunked.new_bytes)
 
-        pending = await self._records.change(found, pend)
+        try:
+            pending = await self._records.change(found, pend)
+        except Changed:
+            await self._drop(digest)
+            raise
         return await self._activate(pending, raw, chunked)
+
+    async def _drop(self, digest: Digest) -> None:
+        """The image was removed while its chunks came into the store: its record never named them."""
+        async with self._lock() as lock:
+            await drop_content(self._content, digest, await self._records.all(), lock)
+
+    def _lock(self) -> AbstractAsyncContextManager[Held]:
+        return sweep_lock(self._etcd, self._records.keys.image_sweep, self._holder)
 
     async def _to_raw(self, found: Found, work: Path) -> tuple[Path, int]:
         image = found.record.image
@@ -157,7 +172,11 @@ class Importer:
 
     async def _activate(self, pending: Found, raw: Path, chunked: convert.Chunked) -> Found:
         digests = chunked.manifest.lengths()
-        async with sweep_lock(self._etcd, self._records.keys.image_sweep, self._holder) as lock:
+        async with self._lock() as lock:
+            now = await self._records.by_id(pending.id)
+            if now is None or now.revision != pending.revision:
+                # Being deleted, or gone with its chunks: what is put from here on would be nobody's.
+                raise Changed(pending.name)
             lacking = await self._content.lacking(digests)
             if lacking:
                 await convert.put_again(raw, chunked.manifest, lacking, self._content)

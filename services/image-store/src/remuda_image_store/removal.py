@@ -6,6 +6,7 @@ names goes. Cost: all manifests for each removal. The sweeper that works by shar
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from itertools import islice
 
 from remuda.store.v1 import image_pb2 as store_pb2
@@ -75,29 +76,36 @@ class Remover:
         return True
 
     async def _remove_content(self, found: Found, lock: Held) -> None:
-        digest = found.manifest_digest
-        if digest is None:
-            return
-        others = [other for other in await self._records.all() if other.id != found.id]
-        if any(other.manifest_digest == digest for other in others):
-            return
-        try:
-            own = set((await self._content.manifest(digest)).lengths())
-        except RemudaError as error:
-            # An earlier try came as far as the manifest, or it is damaged: then its chunks cannot be named.
-            _log.warning("removing image %s without its chunks: %s", found.id, error)
-            own = set()
-        # A manifest that cannot be read stops the removal here: its chunks are not known to be free.
-        going = iter(own - await self._named_by(others) if own else ())
-        while batch := list(islice(going, _BATCH)):
-            lock.check()
-            await self._content.delete_chunks(batch)
-        lock.check()
-        await self._content.delete_manifest(digest)
+        if found.manifest_digest is not None:
+            others = [other for other in await self._records.all() if other.id != found.id]
+            await drop_content(self._content, found.manifest_digest, others, lock)
 
-    async def _named_by(self, others: list[Found]) -> set[Digest]:
-        named: set[Digest] = set()
-        for digest in {other.manifest_digest for other in others} - {None}:
-            assert digest is not None
-            named.update((await self._content.manifest(digest)).lengths())
-        return named
+
+async def drop_content(content: Content, digest: Digest, others: Sequence[Found], lock: Held) -> None:
+    """Removes a manifest and its chunks, but what one of `others` has. The lock is held.
+
+    Raises DIGEST_MISMATCH, and has removed nothing, when a manifest of theirs cannot be read: which chunks are
+    free is not known then.
+    """
+    if any(other.manifest_digest == digest for other in others):
+        return
+    try:
+        own = set((await content.manifest(digest)).lengths())
+    except RemudaError as error:
+        # An earlier try came as far as the manifest, or it is damaged: then its chunks cannot be named.
+        _log.warning("removing manifest %s without its chunks: %s", digest.hex(), error)
+        own = set()
+    going = iter(own - await _named_by(content, others) if own else ())
+    while batch := list(islice(going, _BATCH)):
+        lock.check()
+        await content.delete_chunks(batch)
+    lock.check()
+    await content.delete_manifest(digest)
+
+
+async def _named_by(content: Content, images: Sequence[Found]) -> set[Digest]:
+    named: set[Digest] = set()
+    for digest in {image.manifest_digest for image in images} - {None}:
+        assert digest is not None
+        named.update((await content.manifest(digest)).lengths())
+    return named

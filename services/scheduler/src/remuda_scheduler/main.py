@@ -20,7 +20,7 @@ from remuda_scheduler.engine.services import Timing
 from remuda_scheduler.hosts.attach import HostRegistryService
 from remuda_scheduler.leader import Leader, Parts
 from remuda_scheduler.live.service import LiveService
-from remuda_scheduler.sagas import SAGAS
+from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.settings import SchedulerSettings
 from remuda_scheduler.signing import GrantSigner
 

@@ -109,7 +109,14 @@ class StepRunner:
     # Power ----------------------------------------------------------------------------------
 
     async def _start_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
-        await self._hypervisor.start(InstanceId(request.key.instance_id))
+        """A paused guest goes on; one that is still on its way here must not."""
+        instance = InstanceId(request.key.instance_id)
+        await self._hypervisor.start(instance)
+        view = await self._hypervisor.view(instance)
+        if view is not None and view.power_state == "PAUSED":
+            if view.job == "MIGRATION_IN":
+                raise RemudaError(Reason.STEP_FAILED, f"instance {instance} is still being received")
+            await self._hypervisor.resume(instance)
         return StepOutput()
 
     async def _destroy_domain(self, request: RunStepRequest, _: Job) -> StepOutput:

@@ -44,8 +44,8 @@ class Step(Generic[S]):
     """Named after what exists when it is done. `do` and `undo` look first: repeating them is harmless."""
 
     name: str
-    do: Action[S]
-    undo: Action[S] | None = None
+    do: "Action[S]"
+    undo: "Action[S] | None" = None
     host: "Callable[[Run[S]], str] | None" = None
     """UUID of the host where it acts; None: the control plane."""
     deadline_seconds: float = 600.0
@@ -93,7 +93,7 @@ class Saga(Generic[S]):
     steps: tuple[Step[S], ...]
     succeed: "Callable[[Run[S]], Awaitable[Ending]]"
     fail: "Callable[[Run[S], RemudaError], Awaitable[Ending]]"
-    begin: Action[S] = field(default=_nothing)
+    begin: "Action[S]" = field(default=_nothing)
     """Fills `run.state` before the first step. A RemudaError ends the operation; nothing is undone."""
     retry_from: "Callable[[Run[S], RemudaError], str]" = field(default=_no_retry)
     """After a failure: name of the step to go back to (it and later ones are undone first), or empty."""

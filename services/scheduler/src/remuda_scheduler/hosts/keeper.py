@@ -4,7 +4,7 @@ Every write is fenced by the leadership. A steady cluster writes nothing: heartb
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,7 +14,7 @@ from remuda.scheduler.v1.registry_pb2 import Hello, ObservedInstance
 from remuda.store.v1.host_pb2 import HostStatus
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.errors import EtcdError, NotLeader
-from remuda_core.etcd.ops import absent, mod_is, put
+from remuda_core.etcd.ops import absent, exists, mod_is, put
 from remuda_core.ids import HostId, InstanceId
 
 from remuda_scheduler.events import append_event
@@ -27,8 +27,12 @@ from remuda_scheduler.store import StoreView
 
 _log = structlog.get_logger(__name__)
 
+Look = Callable[[HostId, InstanceId], Awaitable[ObservedInstance]]
+"""Asks a host what it shows of an instance now. Raises RemudaError, HOST_UNREACHABLE when it is silent."""
+
 LIVENESS_SECONDS = 1.0
 _ATTEMPTS = 8
+_CACHE_SECONDS = 5.0
 
 
 class HostKeeper:
@@ -40,10 +44,12 @@ class HostKeeper:
         leadership: Leadership,
         registry: HostRegistry,
         store: StoreView,
+        look: Look,
     ) -> None:
         self._keys = store.keys
         self._leadership = leadership
         self._registry = registry
+        self._look = look
         self._hosts = store.hosts
         self._statuses = store.host_statuses
         self._instances = store.statuses
@@ -62,14 +68,14 @@ class HostKeeper:
     async def admit(self, hello: Hello) -> None:
         """Checks that the host is registered and, the first time, its token; stores what is new.
 
-        Raises: HOST_NOT_FOUND, ENROLMENT_REFUSED.
+        Raises: HOST_NOT_FOUND, ENROLMENT_REFUSED, DUPLICATE_HOST.
         """
+        # First of all: a clone that is refused must leave nothing of itself in the record.
+        self._registry.refuse_duplicate(hello)
         host = HostId(hello.host_id)
         record = self._hosts.get(self._keys.host(host))
         if record is None:
-            raise RemudaError(
-                Reason.HOST_NOT_FOUND, f"host {host} is not registered", resource=f"hosts/{host}"
-            )
+            raise _not_registered(host)
         if record.value.display_name != hello.hostname:
             raise RemudaError(
                 Reason.ENROLMENT_REFUSED,
@@ -121,29 +127,75 @@ class HostKeeper:
                     except EtcdError as error:  # tried again at the next look
                         _log.warning("cannot store a host's state", host=host, error=str(error))
 
+    async def watch_claims(self) -> None:
+        """What was seen of an instance while an operation held it counts once it is idle. Until cancelled.
+
+        Raises what made the cache fail.
+        """
+        async with self._claims.subscribe() as changes:
+            async for change in changes:
+                if change.new is None:
+                    try:
+                        await self._released(
+                            InstanceId(change.key.removeprefix(self._keys.claims)), change.mod_revision
+                        )
+                    except NotLeader:
+                        return
+                    except EtcdError as error:  # looked at again when its host says something
+                        _log.warning("a released instance was not looked at", key=change.key, error=str(error))
+
+    async def watch_hosts(self) -> None:
+        """A host that is deleted is not listened to any more. Until cancelled. Raises as `watch_claims`."""
+        async with self._hosts.subscribe() as changes:
+            async for change in changes:
+                if change.new is None:
+                    self._registry.forget(HostId(change.key.removeprefix(self._keys.hosts)))
+
+    async def _released(self, instance: InstanceId, revision: int) -> None:
+        # The operation wrote the status in the same transaction.
+        await self._instances.wait_revision(revision, _CACHE_SECONDS)
+        entry = self._instances.get(self._keys.instance_status(instance))
+        session = self._registry.session(HostId(entry.value.host_id)) if entry else None
+        if session is None or session.observation_sequence < 0:
+            return
+        seen = session.observed.get(instance) or _absent(instance)
+        await self._observe(session.host_id, instance, seen)
+
     async def _observe(self, host: HostId, instance: InstanceId, seen: ObservedInstance) -> None:
-        key = self._keys.instance_status(instance)
+        key, claim_key = self._keys.instance_status(instance), self._keys.claim(instance)
+        confirmed = False
         for _ in range(_ATTEMPTS):
             entry = self._instances.get(key)
-            claim_key = self._keys.claim(instance)
-            claim = self._claims.get(claim_key)
             if entry is None:
                 return
+            claim = self._claims.get(claim_key)
             found = absorb(entry.value, host, seen, held=claim is not None)
             if found is None:
                 return
-            if found.event is None:
-                success = [put(key, found.status.SerializeToString())]
-            else:
-                success = append_event(self._keys, instance, found.status, found.event)
-            # That no operation has begun meanwhile is part of the decision.
+            if found.event is not None and not confirmed:
+                # It changes what the instance is. The observation may be older than the operation that ended
+                # a moment ago, so the host is asked again: that look is younger than the status it is
+                # compared with, and the transaction proves that nothing came in between.
+                try:
+                    seen, confirmed = await self._look(host, instance), True
+                except RemudaError as error:
+                    _log.info("observation not confirmed", host=host, instance=instance, error=str(error))
+                    return
+                if self._instances.get(key) is entry:
+                    found = absorb(entry.value, host, seen, held=claim is not None)
+                    if found is None:
+                        return
             compare = [mod_is(key, entry.mod_revision)]
             compare += [absent(claim_key)] if claim is None else []
-            result = await self._leadership.txn(compare=compare, success=success)
+            events = [found.event] if found.event else []
+            result = await self._leadership.txn(
+                compare=compare, success=append_event(self._keys, instance, found.status, *events)
+            )
             if result.succeeded:
                 return
-            await self._instances.wait_revision(result.revision, 5.0)
-            await self._claims.wait_revision(result.revision, 5.0)
+            confirmed = False
+            await self._instances.wait_revision(result.revision, _CACHE_SECONDS)
+            await self._claims.wait_revision(result.revision, _CACHE_SECONDS)
         _log.warning("observation not stored: its status kept changing", instance=instance)
 
     async def _change_host(self, host: HostId, change: Callable[[HostStatus], None]) -> None:
@@ -157,13 +209,21 @@ class HostKeeper:
             if entry is not None and status == entry.value:
                 return
             result = await self._leadership.txn(
-                compare=[mod_is(key, entry.mod_revision if entry else 0)],
+                # The host may have been deleted: its status must not come back as a ghost.
+                compare=[mod_is(key, entry.mod_revision if entry else 0), exists(self._keys.host(host))],
                 success=[put(key, status.SerializeToString())],
             )
-            await self._statuses.wait_revision(result.revision, 5.0)
+            await self._statuses.wait_revision(result.revision, _CACHE_SECONDS)
             if result.succeeded:
                 return
+            await self._hosts.wait_revision(result.revision, _CACHE_SECONDS)
+            if self._hosts.get(self._keys.host(host)) is None:
+                raise _not_registered(host)
         raise RemudaError(Reason.INTERNAL, f"the status of host {host} kept changing")
+
+
+def _not_registered(host: HostId) -> RemudaError:
+    return RemudaError(Reason.HOST_NOT_FOUND, f"host {host} is not registered", resource=f"hosts/{host}")
 
 
 def _enter(status: HostStatus, state: "Host.State.ValueType") -> None:
@@ -182,7 +242,6 @@ def _take_inventory(status: HostStatus, inventory: HostInventory) -> None:
 
 
 def _absent(instance: InstanceId) -> ObservedInstance:
-
     now = Timestamp()
     now.GetCurrentTime()
     return ObservedInstance(instance_id=instance, power_state=Instance.POWER_STATE_ABSENT, observe_time=now)

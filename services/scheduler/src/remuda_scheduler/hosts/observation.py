@@ -37,7 +37,11 @@ def absorb(status: InstanceStatus, host: HostId, seen: ObservedInstance, *, held
     ):
         return None
     known = status.observed
-    if (known.power_state, known.reason) == (seen.power_state, seen.reason):
+    nothing_new = (known.power_state, known.reason) == (seen.power_state, seen.reason)
+    idle = not held and status.state in _IDLE_STATES
+    # Also for what is known: it may have been seen while an operation held the instance, and was only noted.
+    found = _idle_change(status.state, seen) if idle else None
+    if nothing_new and found is None:
         return None
     changed = InstanceStatus()
     changed.CopyFrom(status)
@@ -49,9 +53,6 @@ def absorb(status: InstanceStatus, host: HostId, seen: ObservedInstance, *, held
             observe_time=seen.observe_time,
         )
     )
-    if held or status.state not in _IDLE_STATES:
-        return Absorbed(status=changed, event=None)
-    found = _idle_change(status.state, seen)
     if found is None:
         return Absorbed(status=changed, event=None)
     state, severity, kind, message = found

@@ -4,7 +4,7 @@ A new leader begins with an empty registry, and agents attach to it anew; so not
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from remuda.compute.v1.host_pb2 import HostInventory
@@ -136,7 +136,3 @@ class HostRegistry:
         """Since the last word of the host; since the election when it has said none to this leader."""
         session = self._sessions.get(host)
         return self._clock() - (session.heard_at if session else self._elected_at)
-
-    def endpoints(self) -> Iterator[tuple[HostId, str]]:
-        for host, session in self._sessions.items():
-            yield host, session.agent_endpoint
