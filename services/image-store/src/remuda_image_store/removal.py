@@ -84,8 +84,8 @@ class Remover:
 async def drop_content(content: Content, digest: Digest, others: Sequence[Found], lock: Held) -> None:
     """Removes a manifest and its chunks, but what one of `others` has. The lock is held.
 
-    Raises DIGEST_MISMATCH, and has removed nothing, when a manifest of theirs cannot be read: which chunks are
-    free is not known then.
+    Raises DIGEST_MISMATCH, and has removed nothing, when a manifest of theirs cannot be read: then it is not
+    known which chunks are free.
     """
     if any(other.manifest_digest == digest for other in others):
         return

@@ -30,7 +30,7 @@ from remuda_scheduler.engine.saga import Saga
 from remuda_scheduler.engine.services import Services, Timing
 from remuda_scheduler.hosts.agents import AgentClients
 from remuda_scheduler.hosts.keeper import HostKeeper
-from remuda_scheduler.hosts.registry import HostRegistry
+from remuda_scheduler.hosts.registry import DUPLICATE_WINDOW_SECONDS, HostRegistry
 from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
 from remuda_scheduler.ports import Grants
@@ -53,6 +53,9 @@ class Parts:
     endpoint: str
     election_ttl_seconds: int
     unreachable_after: float
+    """Seconds of silence."""
+    duplicate_window: float = DUPLICATE_WINDOW_SECONDS
+    """See HostRegistry."""
     timing: Timing
     open_channel: Callable[[str], grpc.aio.Channel]
     grants: Grants
@@ -124,6 +127,8 @@ class Leader:
             tasks = [
                 asyncio.create_task(engine.run(), name="engine"),
                 asyncio.create_task(term.keeper.watch_liveness(), name="liveness"),
+                asyncio.create_task(term.keeper.watch_claims(), name="released instances"),
+                asyncio.create_task(term.keeper.watch_hosts(), name="deleted hosts"),
                 asyncio.create_task(leadership.lost.wait(), name="leadership"),
             ]
             try:
@@ -142,8 +147,9 @@ class Leader:
         parts = self._parts
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(parts.etcd, parts.keys))
-            registry = HostRegistry(unreachable_after=parts.unreachable_after)
-            keeper = HostKeeper(leadership=leadership, registry=registry, store=store)
+            registry = HostRegistry(
+                unreachable_after=parts.unreachable_after, duplicate_window=parts.duplicate_window
+            )
 
             def endpoint_of(host: HostId) -> str | None:
                 session = registry.session(host)
@@ -154,6 +160,9 @@ class Leader:
 
             agents = AgentClients(open_channel=parts.open_channel, endpoint_of=endpoint_of)
             stack.push_async_callback(agents.close)
+            keeper = HostKeeper(
+                leadership=leadership, registry=registry, store=store, look=agents.observe
+            )
             placer = Placer(store=store, registry=registry, keeper=keeper, metrics=parts.metrics)
             hub = ProgressHub()
             stack.callback(hub.end_all)
@@ -171,13 +180,8 @@ class Leader:
                 timing=parts.timing,
             )
             engine = Engine(services, parts.sagas)
-            paying: set[asyncio.Task[int]] = set()
-
-            def on_attached(host: HostId) -> None:
-                task = asyncio.create_task(engine.pay_debts(host))
-                paying.add(task)
-                task.add_done_callback(paying.discard)
-
+            collecting = _Collecting(engine)
+            stack.push_async_callback(collecting.end)
             yield (
                 Term(
                     leadership=leadership,
@@ -187,9 +191,31 @@ class Leader:
                     agents=agents,
                     placer=placer,
                     hub=hub,
-                    on_attached=on_attached,
+                    on_attached=collecting.begin,
                 ),
                 engine,
             )
-            for task in paying:
-                task.cancel()
+
+
+class _Collecting:
+    """Hosts that have just attached pay their debts, each in a task of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, host: HostId) -> None:
+        task = asyncio.create_task(self._collect(host), name=f"debts of {host}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _collect(self, host: HostId) -> None:
+        try:
+            await self._engine.pay_debts(host)
+        except EtcdError as error:  # the engine asks again before long
+            _log.info("debts stay for now", host=host, error=str(error))

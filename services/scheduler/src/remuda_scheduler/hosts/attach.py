@@ -1,5 +1,10 @@
-"""HostRegistryService.Attach: hello, then heartbeats, inventory and observations; acks down."""
+"""HostRegistryService.Attach: hello, then heartbeats, inventory and observations; acks down.
 
+What is observed is stored by a task of its own per stream: a heartbeat must not wait for etcd, or a slow etcd
+would make living hosts look silent.
+"""
+
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -36,6 +41,8 @@ class HostRegistryService(registry_pb2_grpc.HostRegistryServiceServicer):
             raise permission_denied(f"{caller().principal} may not attach as host {hello.host_id}")
         await term.keeper.admit(hello)
         session = term.registry.attach(hello)
+        absorber = _Absorber(term, session)
+        absorber.take(hello.observations)
         _log.info("host attached", host=hello.host_id, hostname=hello.hostname, boot_id=hello.boot_id)
         try:
             yield pb.AttachResponse(
@@ -45,23 +52,64 @@ class HostRegistryService(registry_pb2_grpc.HostRegistryServiceServicer):
                     heartbeat_interval_ms=self._heartbeat_interval_ms,
                 )
             )
-            await _observations(term, session, hello.observations)
             term.on_attached(session.host_id)
             async for request in request_iterator:
                 if not session.open or term.leadership.lost.is_set():
                     break
-                answer = await _hear(term, session, request)
+                absorber.check()
+                answer = await _hear(term, session, absorber, request)
                 if answer is not None:
                     yield answer
         finally:
+            await absorber.end()
             term.registry.detach(session)
             _log.info("host detached", host=hello.host_id)
         if term.leadership.lost.is_set():
             self._term()  # says who leads now
-        raise RemudaError(Reason.SHUTTING_DOWN, "the host has attached anew, or the stream was ended")
+        raise RemudaError(Reason.SHUTTING_DOWN, "the host attached anew, was deleted, or ended the stream")
 
 
-async def _hear(term: Term, session: Session, request: pb.AttachRequest) -> pb.AttachResponse | None:
+class _Absorber:
+    """Stores the observations of one stream, one after the other."""
+
+    def __init__(self, term: Term, session: Session) -> None:
+        self._term = term
+        self._session = session
+        self._waiting: list[pb.Observations] = []
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=f"observations of {session.host_id}")
+
+    def take(self, observations: pb.Observations) -> None:
+        if observations.complete:
+            self._waiting.clear()  # it says everything that those say, and newer
+        self._waiting.append(observations)
+        self._wake.set()
+
+    def check(self) -> None:
+        """Raises what storing has failed with: the host attaches anew then, and says everything again."""
+        if self._task.done():
+            self._task.result()
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                observations = self._waiting.pop(0)
+                news = self._session.absorb(observations)
+                if news is not None:
+                    await self._term.keeper.observed(
+                        self._session.host_id, news, complete=observations.complete
+                    )
+
+
+async def _hear(
+    term: Term, session: Session, absorber: _Absorber, request: pb.AttachRequest
+) -> pb.AttachResponse | None:
     match request.WhichOneof("message"):
         case "heartbeat":
             term.registry.heard(session, request.heartbeat)
@@ -75,14 +123,7 @@ async def _hear(term: Term, session: Session, request: pb.AttachRequest) -> pb.A
             await term.keeper.inventory(session, request.inventory)
         case "observations":
             term.registry.heard(session)
-            await _observations(term, session, request.observations)
+            absorber.take(request.observations)
         case _:
             raise invalid_argument("message", "not expected here")
     return None
-
-
-async def _observations(term: Term, session: Session, observations: pb.Observations) -> None:
-    if observations.sequence <= session.observation_sequence:
-        return
-    news = session.absorb(observations)
-    await term.keeper.observed(session.host_id, news, complete=observations.complete)

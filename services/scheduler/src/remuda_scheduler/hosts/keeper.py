@@ -12,6 +12,7 @@ from remuda.compute.v1.host_pb2 import Host, HostInventory
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.scheduler.v1.registry_pb2 import Hello, ObservedInstance
 from remuda.store.v1.host_pb2 import HostStatus
+from remuda.store.v1.instance_pb2 import InstanceStatus
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.errors import EtcdError, NotLeader
 from remuda_core.etcd.ops import absent, exists, mod_is, put
@@ -20,7 +21,7 @@ from remuda_core.ids import HostId, InstanceId
 from remuda_scheduler.events import append_event
 from remuda_scheduler.hosts.enrolment import check_token
 from remuda_scheduler.hosts.liveness import host_state
-from remuda_scheduler.hosts.observation import absorb
+from remuda_scheduler.hosts.observation import Absorbed, absorb
 from remuda_scheduler.hosts.registry import HostRegistry, Session
 from remuda_scheduler.ports import Leadership
 from remuda_scheduler.store import StoreView
@@ -124,7 +125,7 @@ class HostKeeper:
                         await self._change_host(host, lambda status: _enter(status, Host.STATE_UNREACHABLE))
                     except NotLeader:
                         return
-                    except EtcdError as error:  # tried again at the next look
+                    except (EtcdError, RemudaError) as error:  # tried again at the next look
                         _log.warning("cannot store a host's state", host=host, error=str(error))
 
     async def watch_claims(self) -> None:
@@ -163,28 +164,14 @@ class HostKeeper:
 
     async def _observe(self, host: HostId, instance: InstanceId, seen: ObservedInstance) -> None:
         key, claim_key = self._keys.instance_status(instance), self._keys.claim(instance)
-        confirmed = False
         for _ in range(_ATTEMPTS):
-            entry = self._instances.get(key)
+            entry, claim = self._instances.get(key), self._claims.get(claim_key)
             if entry is None:
                 return
-            claim = self._claims.get(claim_key)
-            found = absorb(entry.value, host, seen, held=claim is not None)
+            found = await self._confirmed(entry.value, host, seen, held=claim is not None)
             if found is None:
                 return
-            if found.event is not None and not confirmed:
-                # It changes what the instance is. The observation may be older than the operation that ended
-                # a moment ago, so the host is asked again: that look is younger than the status it is
-                # compared with, and the transaction proves that nothing came in between.
-                try:
-                    seen, confirmed = await self._look(host, instance), True
-                except RemudaError as error:
-                    _log.info("observation not confirmed", host=host, instance=instance, error=str(error))
-                    return
-                if self._instances.get(key) is entry:
-                    found = absorb(entry.value, host, seen, held=claim is not None)
-                    if found is None:
-                        return
+            # That no operation has begun or ended meanwhile is part of the decision.
             compare = [mod_is(key, entry.mod_revision)]
             compare += [absent(claim_key)] if claim is None else []
             events = [found.event] if found.event else []
@@ -193,10 +180,27 @@ class HostKeeper:
             )
             if result.succeeded:
                 return
-            confirmed = False
             await self._instances.wait_revision(result.revision, _CACHE_SECONDS)
             await self._claims.wait_revision(result.revision, _CACHE_SECONDS)
         _log.warning("observation not stored: its status kept changing", instance=instance)
+
+    async def _confirmed(
+        self, status: InstanceStatus, host: HostId, seen: ObservedInstance, *, held: bool
+    ) -> Absorbed | None:
+        """What to store; an observation that changes what the instance is, only after a second look.
+
+        The one at hand may be older than an operation that ended a moment ago. The second look is younger
+        than `status`, and the transaction that follows proves that nothing came in between.
+        """
+        found = absorb(status, host, seen, held=held)
+        if found is None or found.event is None:
+            return found
+        try:
+            again = await self._look(host, InstanceId(seen.instance_id))
+        except RemudaError as error:  # it says everything once more when it attaches
+            _log.info("observation not confirmed", host=host, instance=seen.instance_id, error=str(error))
+            return None
+        return absorb(status, host, again, held=held)
 
     async def _change_host(self, host: HostId, change: Callable[[HostStatus], None]) -> None:
         key = self._keys.host_status(host)

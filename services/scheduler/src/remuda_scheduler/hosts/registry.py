@@ -35,13 +35,13 @@ class Session:
     observed: dict[InstanceId, ObservedInstance] = field(default_factory=dict)
     open: bool = True
 
-    def absorb(self, observations: Observations) -> list[ObservedInstance]:
+    def absorb(self, observations: Observations) -> list[ObservedInstance] | None:
         """Takes observations over and returns those that may differ from what was known.
 
-        Older sequences are dropped: an agent sends from several tasks, and what is overtaken is wrong.
+        None for an older sequence: an agent sends from several tasks, and what is overtaken is wrong.
         """
         if observations.sequence <= self.observation_sequence:
-            return []
+            return None
         self.observation_sequence = observations.sequence
         news = list(observations.instances)
         if observations.complete:

@@ -111,9 +111,7 @@ async def last_debt(run: Run[Any]) -> tuple[str, Debt] | None:
             return op.request_put.key.decode(), Debt.FromString(op.request_put.value)
     owed = {entry.host_id for entry in run.journal.entries if entry.state == OperationStep.STATE_OWED}
     prefixes = [f"{run.services.keys.debts}{host}/{run.operation_id}/" for host in owed]
-    found = [
-        kv for prefix in prefixes for kv in (await run.services.etcd.range_prefix(prefix)).kvs
-    ]
+    found = [kv for prefix in prefixes for kv in (await run.services.etcd.range_prefix(prefix)).kvs]
     if not found:
         return None
     youngest = max(found, key=lambda kv: (kv.create_revision, kv.key))

@@ -29,9 +29,11 @@ from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, ImageId, NetworkId
 from remuda_core.names import host_name
-from remuda_core.rpc.status import to_status
+from remuda_core.rpc.status import from_status, to_status
 
+from remuda_scheduler.engine.attempts import Attempts
 from remuda_scheduler.engine.clock import now
+from remuda_scheduler.engine.position import times_begun
 from remuda_scheduler.engine.run import Run
 from remuda_scheduler.engine.saga import Commit, Ending, Saga, Step, Unreachable
 from remuda_scheduler.ports import Decision, PlacementRequest
@@ -44,7 +46,7 @@ from remuda_scheduler.sagas.migration_record import (
     tell_metrics,
     timeline_events,
 )
-from remuda_scheduler.sagas.moving import move_guest
+from remuda_scheduler.sagas.moving import move_guest, settle
 from remuda_scheduler.sagas.placing import drop_reservation, indebted, reserve, reserved, resolve_host
 
 _Run = Run[LiveMigrateState]
@@ -111,14 +113,26 @@ async def restore_run_state(run: _Run) -> None:
 
     libvirt resumes it by itself nearly always. A guest that shut itself down stays off.
     """
-    if run.state.desired_run_state != Instance.STATE_RUNNING:
+    ran = run.state.desired_run_state == Instance.STATE_RUNNING
+    # Superseded means deleted; and then it may be unknown where the guest is: never resume on a guess.
+    if not ran or not times_begun(run.journal, "guest_moved") or run.superseded():
         return
     source = HostId(run.state.source_host_id)
-    seen = await run.services.agents.observe(source, run.instance_id)
-    off = (Instance.POWER_STATE_SHUTOFF, Instance.POWER_STATE_CRASHED)
-    lost = seen.power_state in off and seen.reason != "shutdown"
-    if seen.power_state == Instance.POWER_STATE_PAUSED or lost:
-        await run.order(source, run.state.source_epoch, start_domain=StartDomain())
+    attempts = Attempts(run.services.timing, run.silent, stubborn=True)
+    while True:
+        try:
+            seen = await run.services.agents.observe(source, run.instance_id)
+            off = (Instance.POWER_STATE_SHUTOFF, Instance.POWER_STATE_CRASHED)
+            lost = seen.power_state in off and seen.reason != "shutdown"
+            if seen.power_state == Instance.POWER_STATE_PAUSED or lost:
+                await run.order(source, run.state.source_epoch, start_domain=StartDomain())
+            return
+        except RemudaError as error:
+            if await attempts.again(error, source):
+                continue
+            # Not a debt: one that is paid days later would start a guest that was stopped since.
+            run.log.warning("the guest could not be resumed at the source", error=str(error))
+            return
 
 
 async def reserve_capacity(run: _Run) -> None:
@@ -140,26 +154,28 @@ async def reserve_capacity(run: _Run) -> None:
         state.shared_disks = _same_storage(run, source, state.source_pool, decision)
         live = Migration.KIND_LIVE_SHARED if state.shared_disks else Migration.KIND_LIVE_BLOCK
         state.kind = live
+        state.ClearField("ended")
+        del state.timeline[:]
         put_migration(run, Migration.STATE_PREPARING)
 
-    await reserve(
-        run,
-        record,
-        PlacementRequest(
-            vcpus=record.vcpus,
-            memory_mib=record.memory_mib,
-            disk_bytes=record.disk_bytes,
-            # Typed ids come from the ports it has, not from what was asked for at launch.
-            networks=_networks(status),
-            host_id=resolve_host(run, request_of(run).target_host),
-            excluded={**indebted(run), **tried, source: "it is the source"},
-            source_host_id=source,
-            source_pool=run.state.source_pool,
-            machine_type=status.machine_type,
-        ),
-        epoch,
-        remember,
+    request = PlacementRequest(
+        vcpus=record.vcpus,
+        memory_mib=record.memory_mib,
+        disk_bytes=record.disk_bytes,
+        networks=_networks(status),
+        host_id=resolve_host(run, request_of(run).target_host),
+        excluded={**indebted(run), **tried, source: "it is the source"},
+        source_host_id=source,
+        source_pool=run.state.source_pool,
+        machine_type=status.machine_type,
     )
+    try:
+        await reserve(run, record, request, epoch, remember)
+    except RemudaError as error:
+        # Why the targets that fitted refused says more than that there are no others.
+        if error.reason is Reason.NO_HOST_FITS and run.state.HasField("refusal"):
+            raise from_status(run.state.refusal) from error
+        raise
 
 
 async def release_capacity(run: _Run) -> None:
@@ -193,9 +209,7 @@ async def _incoming(run: _Run) -> PrepareIncoming:
 
 
 async def prepare_target(run: _Run) -> None:
-    await run.order(
-        run.state.target_host_id, run.state.target_epoch, prepare_incoming=await _incoming(run)
-    )
+    await run.order(run.state.target_host_id, run.state.target_epoch, prepare_incoming=await _incoming(run))
 
 
 async def remove_from_target(run: _Run) -> None:
@@ -252,9 +266,7 @@ async def succeed(run: _Run) -> Ending:
         status.state = state
         status.status_message = message
         if run.state.finished.HasField("observed"):
-            status.observed.CopyFrom(
-                observed_state(run.state.target_host_id, run.state.finished.observed)
-            )
+            status.observed.CopyFrom(observed_state(run.state.target_host_id, run.state.finished.observed))
 
     _, status = await run.instance()
     change(status)
@@ -334,6 +346,7 @@ SAGA = Saga(
         Step(
             name="guest_moved",
             do=run_migration,
+            undo=settle,
             host=_source,
             deadline_seconds=_FOREVER_SECONDS,
             handles_cancel=True,
@@ -345,9 +358,7 @@ SAGA = Saga(
             host=_source,
             unreachable=Unreachable.OWE,
         ),
-        Step(
-            name="target_finished", do=finish_target, host=_target, unreachable=Unreachable.OWE
-        ),
+        Step(name="target_finished", do=finish_target, host=_target, unreachable=Unreachable.OWE),
         Step(name="downtime_recorded", do=record_downtime),
     ),
     succeed=succeed,

@@ -1,13 +1,13 @@
 """The step `guest_moved`: follows the source's job, then judges by what both hosts show.
 
-    start or join the job --> it ended --+
-          ^      |                       v
-          |      +-- source silent --> look at source, then target --> decide_outcome
-          +------- JOIN, not begun ------+        |
-                                                  +--> MOVED | failed | WAIT: look again
+start or join the job --> it ended --+
+      ^      |                       v
+      |      +-- source silent --> look at source, then target --> decide_outcome
+      +------- JOIN, not begun ------+        |
+                                              +--> MOVED | failed | WAIT: look again
 """
 
-import time
+import asyncio
 from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
@@ -23,6 +23,7 @@ from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId
 from remuda_core.migration.outcome import (
+    ABSENT,
     UNREACHABLE,
     Job,
     Journalled,
@@ -37,13 +38,13 @@ from remuda_core.names import host_name
 from remuda_core.rpc.status import from_status, to_status
 
 from remuda_scheduler.engine.run import Run, cancelled
-from remuda_scheduler.sagas.abandoning import abandon_target
 from remuda_scheduler.sagas.migration_record import add_milestone, put_migration
 
 _Run = Run[LiveMigrateState]
 
 _DEFAULT_DOWNTIME_MS = 300
 _DEFAULT_TIMEOUT_SECONDS = 3600.0
+_SURE = 2
 
 _POWER = {
     Instance.POWER_STATE_RUNNING: Power.RUNNING,
@@ -72,13 +73,15 @@ _JOB = {
 
 async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: DomainSpec) -> None:
     """Returns when the guest is at the target. Raises RemudaError when it is known that it is not:
-    GUEST_STOPPED, MIGRATION_FAILED, MIGRATION_TIMEOUT, CANCELLED, or what the source's agent said.
+    GUEST_STOPPED, MIGRATION_FAILED, MIGRATION_TIMEOUT, CANCELLED.
     """
-    start = _start(run, request, spec)
-    alarmed = False
+    strange = 0
     while True:
         if not run.state.HasField("ended"):
-            await _follow(run, start)
+            # A cancel that came before the job: do not begin it only to stop it.
+            if run.cancelled.is_set() and await look(run) is Outcome.STAYED:
+                raise cancelled()
+            await _follow(run, _start(run, request, spec))
         outcome = await look(run)
         run.log.info("migration judged", outcome=outcome.name)
         match outcome:
@@ -86,25 +89,165 @@ async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: Domai
                 await run.going_on()
                 return
             case Outcome.STAYED if not run.state.HasField("ended"):
-                # The source is back and runs no job: it was never begun, or ended unheard.
-                await run.going_on()
-                await _pause(run)
+                # Its agent was away, now the source is back and runs no job: begin, or begin again.
+                await _look_again(run)
             case Outcome.JOIN:
-                run.state.ClearField("ended")
-                await run.going_on()
-                await _pause(run)
+                await _look_again(run)
             case Outcome.STAYED | Outcome.GUEST_STOPPED | Outcome.GUEST_LOST:
                 await run.going_on()
                 raise _why_not(run, outcome)
-            case Outcome.WAIT | Outcome.SPLIT | Outcome.SPLIT_MEMORY:
-                if outcome is not Outcome.WAIT and not alarmed:
-                    await _alarm(run, outcome)
-                    alarmed = True
-                await _wait(run, outcome)
+            case _:
+                strange += 1
+                await _wait(run, outcome, strange)
 
 
-async def _pause(run: _Run) -> None:
-    """Between two looks. A job that is asked for again at once would be asked for in a tight loop."""
-    import asyncio
+async def settle(run: _Run) -> None:
+    """The undo: nothing at the target is removed before it is sure that the guest is not there.
 
+    Needed when the step ended without a judgement (a fault of ours, never a failed migration).
+    """
+    while not run.superseded():
+        match await look(run):
+            case Outcome.STAYED | Outcome.GUEST_STOPPED | Outcome.GUEST_LOST:
+                return
+            case Outcome.MOVED:
+                raise RemudaError(Reason.INTERNAL, "the guest is at the target: this cannot be undone")
+            case outcome:
+                await run.waiting_for(run.state.source_host_id, f"to be undone: {outcome.name}")
+
+
+async def _follow(run: _Run, start: StartMigration) -> None:
+    """Starts or joins the job and remembers how it ended; nothing when the source fell silent."""
+    put_migration(run, Migration.STATE_RUNNING)
+    await run.commit()
+    shown = 0
+
+    def on_progress(seen: MigrationProgress) -> None:
+        nonlocal shown
+        shown = percent(_sample(seen), shown)
+        phase = MigrationProgress.Phase.Name(seen.phase).removeprefix("PHASE_").replace("_", " ").lower()
+        run.publish(Progress(percent=shown, message=phase, migration=seen))
+
+    try:
+        ended = await run.services.agents.migrate(
+            HostId(run.state.source_host_id),
+            start,
+            on_progress=on_progress,
+            on_milestone=lambda seen: add_milestone(run, seen),
+            cancel=run.cancelled,
+        )
+    except RemudaError as error:
+        if error.reason is Reason.HOST_UNREACHABLE:
+            run.log.warning("the source's agent fell silent", error=str(error))
+            return
+        ended = MigrationEnded(status=to_status(error))
+    run.state.ended.CopyFrom(ended)
+    await run.commit()
+
+
+def _sample(seen: MigrationProgress) -> Sample:
+    return Sample(
+        memory_total=seen.memory_total_bytes,
+        memory_remaining=seen.memory_remaining_bytes,
+        disk_total=seen.disk_total_bytes,
+        disk_remaining=seen.disk_remaining_bytes,
+    )
+
+
+def _start(run: _Run, request: LiveMigrateInstanceRequest, spec: DomainSpec) -> StartMigration:
+    """Raises MIGRATION_TIMEOUT when the time since admission is up before the job begins."""
+    memory, target = run.state, HostId(run.state.target_host_id)
+    allowed = (
+        request.timeout.ToTimedelta().total_seconds()
+        if request.HasField("timeout")
+        else _DEFAULT_TIMEOUT_SECONDS
+    )
+    # The source keeps the deadline from here on: a job that is joined is not asked again.
+    admitted = memory.admit_time.ToDatetime(tzinfo=UTC)
+    left = Duration()
+    left.FromSeconds(max(1, int(allowed - (datetime.now(UTC) - admitted).total_seconds())))
+    record, status = run.services.store.host(target), run.services.store.host_status(target)
+    if record is None or status is None:
+        raise RemudaError(Reason.HOST_NOT_FOUND, f"{host_name(target)} does not exist any more")
+    return StartMigration(
+        key=run.key(memory.source_epoch),
+        target_epoch=memory.target_epoch,
+        target=MigrationTarget(
+            host_id=target,
+            hostname=record.display_name,
+            address=status.inventory.migration_address,
+            transport=status.inventory.migration_transport,
+        ),
+        policy=MigrationPolicy(
+            max_downtime_ms=request.max_downtime_ms or _DEFAULT_DOWNTIME_MS,
+            bandwidth_mib_s=request.bandwidth_mib_s,
+            timeout=left,
+            pause_on_timeout=request.on_timeout == LiveMigrateInstanceRequest.ON_TIMEOUT_PAUSE,
+            auto_converge=request.auto_converge,
+        ),
+        shared_disks=memory.shared_disks,
+        spec=spec,
+    )
+
+
+async def look(run: _Run) -> Outcome:
+    """At the source first: see decide_outcome."""
+    memory = run.state
+    source = await _see(run, HostId(memory.source_host_id), memory.source_epoch, operation="")
+    target = await _see(run, HostId(memory.target_host_id), memory.target_epoch, operation=run.operation_id)
+    succeeded = memory.HasField("ended") and memory.ended.status.code == code_pb2.OK
+    return decide_outcome(source, target, Journalled(source_succeeded=succeeded))
+
+
+async def _see(run: _Run, host: HostId, epoch: int, *, operation: str) -> Sight:
+    """`operation`: that must have made the copy; empty: any."""
+    if run.services.store.fenced(host):
+        # Proven, not supposed: nothing runs there.
+        return ABSENT
+    try:
+        seen = await run.services.agents.observe(host, run.instance_id)
+    except RemudaError as error:
+        run.log.info("cannot look at a host", host=host, error=str(error))
+        return UNREACHABLE
+    # UNSPECIFIED, or a state of a newer agent: as good as no answer.
+    return Sight(
+        power=_POWER.get(seen.power_state, Power.UNREACHABLE),
+        why=_WHY.get(seen.reason, Why.OTHER),
+        job=_JOB.get(seen.job, Job.OTHER),
+        ours=seen.epoch == epoch and operation in ("", seen.operation_id),
+    )
+
+
+def _why_not(run: _Run, outcome: Outcome) -> RemudaError:
+    source = host_name(HostId(run.state.source_host_id))
+    if outcome is Outcome.GUEST_STOPPED:
+        return RemudaError(Reason.GUEST_STOPPED, "the guest shut itself down before it was moved")
+    if outcome is Outcome.GUEST_LOST:
+        return RemudaError(Reason.MIGRATION_FAILED, "QEMU ended during the move", metadata={"host": source})
+    if run.cancelled.is_set():
+        return cancelled()
+    if run.state.ended.status.code == code_pb2.OK:
+        words, cause = "libvirt called it a success, yet the guest is at the source", ""
+    else:
+        error = from_status(run.state.ended.status)
+        if error.reason is Reason.MIGRATION_TIMEOUT:
+            return error
+        words, cause = error.message, error.reason.value
+    return RemudaError(Reason.MIGRATION_FAILED, words, metadata={"host": source, "cause": cause})
+
+
+async def _look_again(run: _Run) -> None:
+    await run.going_on()
     await asyncio.sleep(run.services.timing.look_again)
+
+
+async def _wait(run: _Run, outcome: Outcome, times: int) -> None:
+    """Visible, for as long as it takes: guessing could make two guests of one."""
+    # Twice seen: two looks are not one moment.
+    if outcome is not Outcome.WAIT and times == _SURE:
+        split = "both hosts run the guest" if outcome is Outcome.SPLIT else "post-copy broke"
+        message = f"{split}; nothing is destroyed, an operator has to decide."
+        event = run.event("MIGRATION_SPLIT", message, severity=InstanceEvent.SEVERITY_ERROR)
+        run.log.error("migration split", outcome=outcome.name)
+        await run.change_status(lambda _: None, events=[event])
+    await run.waiting_for(run.state.target_host_id, outcome.name)
