@@ -8,12 +8,16 @@ from remuda_cli.failure import Failure
 if TYPE_CHECKING:
     from remuda_cli.gateway import Gateway
 
+COMPLETION_SECONDS = 1.5
+"""Somebody waits at a prompt with the tab key pressed."""
+
 
 def _proposals(incomplete: str, names: "Callable[[Gateway], Iterable[str]]") -> list[str]:
     from remuda_cli.verb import session_of
 
     try:
         session = session_of()
+        session.call_seconds = COMPLETION_SECONDS
     except Failure:
         return []
     try:

@@ -41,5 +41,9 @@ class Failure(Exception):
         return lines
 
 
+class ReaderGone(Exception):
+    """Nobody reads stdout any more, as in `remuda instance list | head`."""
+
+
 def usage(message: str, *hints: str) -> Failure:
     return Failure(ExitCode.USAGE, message, hints=hints)

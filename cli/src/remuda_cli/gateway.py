@@ -23,7 +23,6 @@ from remuda.image.v1 import image_pb2, image_pb2_grpc
 
 from remuda_cli.rpc_failure import from_rpc_error
 
-CALL_SECONDS = 30.0
 PAGE_SIZE = 500
 
 Response = TypeVar("Response", bound=Message)
@@ -32,7 +31,8 @@ Response = TypeVar("Response", bound=Message)
 class Gateway:
     """Stubs by noun, over one channel."""
 
-    def __init__(self, channel: grpc.Channel, *, project: str) -> None:
+    def __init__(self, channel: grpc.Channel, *, project: str, call_seconds: float) -> None:
+        self._call_seconds = call_seconds
         self.project = f"projects/{project}"
         self.instances = instance_pb2_grpc.InstanceServiceStub(channel)
         self.hosts = host_pb2_grpc.HostServiceStub(channel)
@@ -44,11 +44,11 @@ class Gateway:
         self.watches = operation_pb2_grpc.OperationServiceStub(channel)
 
     def call(
-        self, method: Callable[..., Response], request: Message, *, timeout: float = CALL_SECONDS
+        self, method: Callable[..., Response], request: Message, *, timeout: float | None = None
     ) -> Response:
         """Raises Failure for every status other than OK."""
         try:
-            return method(request, timeout=timeout)
+            return method(request, timeout=timeout or self._call_seconds)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

@@ -18,7 +18,7 @@ from remuda_cli.commands import (
     operation,
 )
 from remuda_cli.exit_codes import MEANINGS, ExitCode
-from remuda_cli.failure import Failure
+from remuda_cli.failure import Failure, ReaderGone
 
 _CODES = "; ".join(f"{int(code)} {text}" for code, text in MEANINGS.items())
 _HELP = f"""Virtual machines: launch, look, migrate.
@@ -64,11 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         for line in failure.lines(debug="--debug" in arguments):
             print(line, file=sys.stderr)
         return int(failure.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # `remuda instance list | head`: nobody reads on, and Python would complain again at exit.
+    except ReaderGone:
+        # Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.DONE)
     except Exception as error:

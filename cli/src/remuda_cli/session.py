@@ -30,6 +30,8 @@ class Session:
     """How long to wait for an operation; None: until it ends."""
     dry_run: bool = False
     yes: bool = False
+    call_seconds: float = 30.0
+    """Limit of every single call that is no stream."""
 
     @cached_property
     def channel(self) -> grpc.Channel:
@@ -41,7 +43,7 @@ class Session:
     def gateway(self) -> Gateway:
         from remuda_cli.gateway import Gateway
 
-        return Gateway(self.channel, project=self.connection.project)
+        return Gateway(self.channel, project=self.connection.project, call_seconds=self.call_seconds)
 
     @cached_property
     def _host_names(self) -> dict[str, str]:

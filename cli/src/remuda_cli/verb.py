@@ -9,7 +9,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from remuda_cli.failure import usage
+from remuda_cli.failure import ReaderGone, usage
 from remuda_cli.output.formats import Format
 from remuda_cli.output.units import parse_seconds
 from remuda_cli.session import Session
@@ -57,6 +57,9 @@ def verb(
             session = session_of(**options)
             try:
                 function(session, **values)  # type: ignore[call-arg]
+            except BrokenPipeError:
+                # Left alone, typer would make an exit code of its own of it.
+                raise ReaderGone from None
             finally:
                 session.close()
 

@@ -1,6 +1,6 @@
 """Settings of a service: defaults < TOML file (--config) < environment < flags.
 
-Environment variables are PREFIX + the path in upper case, nested by "__": REMUDA_API__ETCD__ENDPOINTS. Flags
+Environment variables are PREFIX + the path in upper case, nested by "__": REMUDA_API_ETCD__ENDPOINTS. Flags
 are --etcd.endpoints=...; lists are JSON in both. An unknown key is an error, but for the environment's.
 """
 

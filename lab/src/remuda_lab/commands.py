@@ -38,7 +38,7 @@ def run(
             errors="replace",
             timeout=timeout,
             cwd=cwd,
-            env={**os.environ, "PATH": search_path(), **(env or {})},
+            env=child_environment(env or {}),
         )
     except FileNotFoundError as error:
         raise LabError(f"{argv[0]} is not installed; run lab/install-debian.sh as root") from error
@@ -50,6 +50,11 @@ def run(
     if done.returncode != 0:
         raise CommandFailed(argv, f"ended with status {done.returncode}", done.stdout + done.stderr)
     return done.stdout
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with the administrator's directories on the PATH, and ``extra``."""
+    return {**os.environ, "PATH": search_path(), **extra}
 
 
 def search_path() -> str:

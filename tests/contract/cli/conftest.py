@@ -1,4 +1,4 @@
-"""A gateway in this process: the public services over real gRPC, with canned state and scripted operations."""
+"""A gateway in this process: the public services over real gRPC, canned state, scripted operations."""
 
 import threading
 import uuid
@@ -41,7 +41,6 @@ HOST2 = "bbbbbbbb-0000-4000-8000-000000000002"
 OPERATION = "0e000000-0000-4000-8000-00000000000a"
 MIGRATION = "3a000000-0000-4000-8000-00000000000b"
 Metadata = operation_pb2.OperationMetadata
-Step = Callable[[], operation_pb2.WatchOperationResponse | None]
 
 
 def raise_status(context: grpc.ServicerContext, status: status_pb2.Status) -> None:
@@ -51,7 +50,9 @@ def raise_status(context: grpc.ServicerContext, status: status_pb2.Status) -> No
     context.abort(code, status.message)
 
 
-def operation(state: "Metadata.State.ValueType" = Metadata.STATE_RUNNING, **fields: Any) -> operations_pb2.Operation:
+def operation(
+    state: "Metadata.State.ValueType" = Metadata.STATE_RUNNING, **fields: Any
+) -> operations_pb2.Operation:
     """A live migration of web-1; `fields` go into its metadata."""
     values: dict[str, Any] = {
         "action": "LiveMigrateInstance",
@@ -62,16 +63,6 @@ def operation(state: "Metadata.State.ValueType" = Metadata.STATE_RUNNING, **fiel
     made = operations_pb2.Operation(name=f"operations/{OPERATION}")
     made.metadata.Pack(Metadata(state=state, **values))
     return made
-
-
-def progress(phase: "migration_pb2.MigrationProgress.Phase.ValueType", percent: int, **fields: Any) -> operation_pb2.Progress:
-    detail = migration_pb2.MigrationProgress(
-        phase=phase,
-        memory_total_bytes=512 << 20,
-        throughput_bytes_per_second=100 << 20,
-        **fields,
-    )
-    return operation_pb2.Progress(percent=percent, migration=detail)
 
 
 @dataclass
@@ -202,7 +193,9 @@ class Fake:
     def ListInstanceEvents(self, request: Any, context: grpc.ServicerContext) -> Message:
         self._enter("ListInstanceEvents", request, context)
         answer = instance_pb2.ListInstanceEventsResponse()
-        event = answer.events.add(sequence=1, type="SOURCE_PAUSED", host=f"hosts/{HOST1}", message="paused", severity=1)
+        event = answer.events.add(
+            sequence=1, type="SOURCE_PAUSED", host=f"hosts/{HOST1}", message="paused", severity=1
+        )
         event.time.FromMilliseconds(1_700_000_000_041)
         return answer
 
@@ -332,27 +325,44 @@ def canned() -> State:
     state = State()
     for uid, name, host in ((HOST1, "host1", 1), (HOST2, "host2", 2)):
         state.hosts[f"hosts/{uid}"] = host_pb2.Host(
-            name=f"hosts/{uid}", uid=uid, display_name=name, state=host_pb2.Host.STATE_UP,
+            name=f"hosts/{uid}",
+            uid=uid,
+            display_name=name,
+            state=host_pb2.Host.STATE_UP,
             usage=host_pb2.HostUsage(instances=host),
         )
     for uid, name in ((WEB, "web-1"), (WORKER, "worker")):
         full = f"{PROJECT}/instances/{uid}"
         state.instances[full] = instance_pb2.Instance(
-            name=full, uid=uid, display_name=name, etag="e1", host=f"hosts/{HOST1}", memory_mib=512, vcpus=1,
-            state=instance_pb2.Instance.STATE_RUNNING, flavor="flavors/small", labels={"tier": "web"},
+            name=full,
+            uid=uid,
+            display_name=name,
+            etag="e1",
+            host=f"hosts/{HOST1}",
+            memory_mib=512,
+            vcpus=1,
+            state=instance_pb2.Instance.STATE_RUNNING,
+            flavor="flavors/small",
+            labels={"tier": "web"},
             network_interfaces=[instance_pb2.NetworkInterface(network="networks/lan", address="10.78.0.5")],
         )
     for name in ("large", "medium", "small"):
         state.flavors[name] = flavor_pb2.Flavor(name=f"flavors/{name}", vcpus=1, memory_mib=512)
-    state.networks["lan"] = network_pb2.Network(name="networks/lan", cidr="10.78.0.0/24", physical_network="physnet")
+    state.networks["lan"] = network_pb2.Network(
+        name="networks/lan", cidr="10.78.0.0/24", physical_network="physnet"
+    )
     image = f"{PROJECT}/images/{WEB}"
     state.images[image] = image_pb2.Image(
         name=image, uid=WEB, display_name="debian", virtual_bytes=4096, state=image_pb2.Image.STATE_ACTIVE
     )
     moved = f"{PROJECT}/instances/{WEB}/migrations/{MIGRATION}"
     state.migrations[moved] = migration_pb2.Migration(
-        name=moved, source_host=f"hosts/{HOST1}", target_host=f"hosts/{HOST2}", downtime_ms=41,
-        memory_bytes=600 << 20, state=migration_pb2.Migration.STATE_DONE,
+        name=moved,
+        source_host=f"hosts/{HOST1}",
+        target_host=f"hosts/{HOST2}",
+        downtime_ms=41,
+        memory_bytes=600 << 20,
+        state=migration_pb2.Migration.STATE_DONE,
         kind=migration_pb2.Migration.KIND_LIVE_SHARED,
     )
     state.operations[OPERATION] = operation()

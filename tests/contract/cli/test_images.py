@@ -18,7 +18,9 @@ def disk(tmp_path: Path, size: int, start: bytes = b"") -> Path:
     return file
 
 
-def test_an_upload_sends_every_byte_once_and_says_format_size_and_digest(gateway: Any, tmp_path: Path) -> None:
+def test_an_upload_sends_every_byte_once_and_says_format_size_and_digest(
+    gateway: Any, tmp_path: Path
+) -> None:
     file = disk(tmp_path, 3 * MIB + 5, start=b"QFI\xfb")
     done = gateway.run("image", "upload", str(file))
     assert done.code == 0, done.err
@@ -51,8 +53,12 @@ def test_the_same_command_again_takes_up_an_unfinished_upload(gateway: Any, tmp_
     file = disk(tmp_path, 2 * MIB)
     name = f"projects/demo/images/{'f' * 8}"
     gateway.state.images[name] = image_pb2.Image(
-        name=name, uid="f" * 8, display_name="debian-12", state=image_pb2.Image.STATE_UPLOADING,
-        format=image_pb2.Image.FORMAT_RAW, file_bytes=2 * MIB,
+        name=name,
+        uid="f" * 8,
+        display_name="debian-12",
+        state=image_pb2.Image.STATE_UPLOADING,
+        format=image_pb2.Image.FORMAT_RAW,
+        file_bytes=2 * MIB,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
     gateway.state.uploaded += file.read_bytes()[:MIB]

@@ -13,6 +13,8 @@ import pytest
 from google.longrunning import operations_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 from remuda.compute.v1 import instance_pb2, migration_pb2, operation_pb2
+from remuda_cli.failure import Failure
+from remuda_cli.progress.display import NdjsonDisplay
 from remuda_core.errors import Reason, RemudaError, instance_busy
 from remuda_core.rpc.status import to_status
 
@@ -34,7 +36,12 @@ def operation(
     target = f"{PROJECT}/instances/{WEB}"
     migration = MIGRATION if action == "LiveMigrateInstance" else ""
     metadata = Metadata(
-        state=state, action=action, target=target, migration=migration, create_time=Timestamp(seconds=1000), **fields
+        state=state,
+        action=action,
+        target=target,
+        migration=migration,
+        create_time=Timestamp(seconds=1000),
+        **fields,
     )
     made = operations_pb2.Operation(name=f"operations/{OPERATION}")
     made.metadata.Pack(metadata)
@@ -46,7 +53,10 @@ def done(action: str = "LiveMigrateInstance", host: str = f"hosts/{HOST2}") -> o
     made.done = True
     made.response.Pack(
         instance_pb2.Instance(
-            name=f"{PROJECT}/instances/{WEB}", uid=WEB, display_name="web-1", host=host,
+            name=f"{PROJECT}/instances/{WEB}",
+            uid=WEB,
+            display_name="web-1",
+            host=host,
             state=instance_pb2.Instance.STATE_RUNNING,
         )
     )
@@ -73,7 +83,11 @@ def moves() -> list[Any]:
         copying(Progress.PHASE_DISKS, 10, disk_total_bytes=1 << 30, disk_remaining_bytes=1 << 29),
         copying(Progress.PHASE_MEMORY, 60, iteration=2, memory_remaining_bytes=200 << 20, eta_ms=2000),
         copying(
-            Progress.PHASE_MEMORY, 61, iteration=3, does_not_converge=True, dirty_bytes_per_second=130 << 20,
+            Progress.PHASE_MEMORY,
+            61,
+            iteration=3,
+            does_not_converge=True,
+            dirty_bytes_per_second=130 << 20,
         ),
         copying(Progress.PHASE_SWITCH_OVER, 99),
         done(),
@@ -92,7 +106,7 @@ def test_a_live_migration_says_phases_bytes_rates_and_the_measured_downtime(gate
     assert "waiting for a scheduler" in told
     assert "512.0 MiB left of 1.0 GiB" in told
     assert "200.0 MiB left of 512.0 MiB, pass 2; 100.0 MiB/s; ETA 2.0 s" in told
-    assert "does not converge, because the guest rewrites 130.0 MiB/s and 100.0 MiB/s are sent" in told
+    assert "does not converge, because 130.0 MiB/s are rewritten and 100.0 MiB/s sent" in told
     assert "switching over" in told
     assert told.splitlines()[-1] == (
         "web-1 moved from host1 to host2 in 14.0 s; measured downtime 41 ms; sent 600.0 MiB of memory"
@@ -161,7 +175,10 @@ def test_ctrl_c_ends_the_waiting_with_130_and_says_how_to_attach_again(gateway: 
     gateway.state.watches = [[operation()]]
     process = subprocess.Popen(
         [sys.executable, "-m", "remuda_cli", "instance", "live-migrate", "web-1"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
     )
     deadline = time.monotonic() + 20
     while not gateway.state.asked("WatchOperation"):
@@ -195,13 +212,28 @@ def test_a_dry_run_validates_only_and_neither_asks_nor_waits(verb: str, gateway:
 
 
 @pytest.mark.parametrize("verb", ["create", "launch"])
-def test_a_launch_resolves_names_and_shows_the_instance_that_runs(verb: str, gateway: Any, tmp_path: Any) -> None:
+def test_a_launch_resolves_names_and_shows_the_instance_that_runs(
+    verb: str, gateway: Any, tmp_path: Any
+) -> None:
     user_data = tmp_path / "user-data"
     user_data.write_bytes(b"#cloud-config\n")
     gateway.state.watches = [[operation(action="CreateInstance"), done("CreateInstance")]]
     ended = gateway.run(
-        "instance", verb, "web-1", "--flavor", "sm", "--image", "debian", "--network", "lan=10.78.0.9",
-        "--host", "host2", "--label", "tier=web", "--user-data", str(user_data),
+        "instance",
+        verb,
+        "web-1",
+        "--flavor",
+        "sm",
+        "--image",
+        "debian",
+        "--network",
+        "lan=10.78.0.9",
+        "--host",
+        "host2",
+        "--label",
+        "tier=web",
+        "--user-data",
+        str(user_data),
     )
     assert ended.code == 0, ended.err
     request = gateway.state.asked("CreateInstance")[0]
@@ -283,3 +315,61 @@ def test_watching_instances_prints_rows_for_changes_only_also_over_a_broken_conn
     ]
     assert rows[-1][-1] == "(deleted)"
     assert ended.code == 6
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pause(self, _seconds: float) -> None:
+        self.now += 25.0
+
+
+def test_a_gateway_that_stays_away_while_an_operation_is_watched_is_given_up_in_bounded_time(
+    gateway: Any,
+) -> None:
+    from remuda_cli.verb import session_of
+    from remuda_cli.wait import follow
+
+    notes: list[str] = []
+    clock = Clock()
+    gateway.state.watches = [[grpc.StatusCode.CANCELLED]] * 20
+    session = session_of()
+    display = NdjsonDisplay(write=notes.append, note=notes.append)
+    with pytest.raises(Failure) as caught:
+        follow(session.gateway, f"operations/{OPERATION}", display, clock=clock, pause=clock.pause)
+    session.close()
+    assert "the script says so" in caught.value.message
+    assert len(notes) == 3
+
+
+def test_a_list_without_a_stream_is_asked_again_and_prints_what_changed(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = 0
+
+    def change(_seconds: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            gateway.state.hosts[f"hosts/{HOST2}"].cordoned = True
+        elif rounds == 2:
+            gateway.state.hosts.pop(f"hosts/{HOST2}")
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("remuda_cli.watching.time.sleep", change)
+    ended = gateway.run("host", "list", "-w")
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert [row[:2] for row in rows] == [
+        ["NAME", "STATE"],
+        ["host1", "UP"],
+        ["host2", "UP"],
+        ["host2", "UP,CORDONED"],
+        ["host2", "UP,CORDONED"],
+    ]
+    assert rows[-1][-1] == "(deleted)"
+    assert ended.code == 130

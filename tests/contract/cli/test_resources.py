@@ -125,7 +125,9 @@ def test_flavors_and_networks_are_made_with_their_units(gateway: Any) -> None:
 
 @pytest.mark.parametrize("noun", ["host", "image", "flavor", "network", "instance"])
 def test_nothing_is_deleted_unasked_where_nobody_can_answer(noun: str, gateway: Any) -> None:
-    name = {"host": "host1", "image": "debian", "flavor": "small", "network": "lan", "instance": "web-1"}[noun]
+    name = {"host": "host1", "image": "debian", "flavor": "small", "network": "lan", "instance": "web-1"}[
+        noun
+    ]
     refused = gateway.run(noun, "delete", name)
     assert refused.code == 2
     assert "--yes" in refused.err
@@ -217,7 +219,9 @@ def test_completion_proposes_the_servers_names_and_stays_silent_without_a_server
     assert completion.hosts("") == []
 
 
-def test_a_context_of_the_file_can_be_named(gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_of_the_file_can_be_named(
+    gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "contexts.toml"
     file.write_text(f'[contexts.lab]\nendpoint = "{gateway.endpoint}"\nproject = "other"\n')
     monkeypatch.setenv("REMUDA_CONFIG", str(file))

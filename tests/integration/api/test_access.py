@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import uuid
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ async def test_members_of_another_project_may_do_nothing_with_an_instance(
 ) -> None:
     web = await launch("web")
     name = web.name
-    calls = [
+    calls: list[Awaitable[object]] = [
         bob.instances.GetInstance(instance_pb2.GetInstanceRequest(name=name)),
         bob.instances.ListInstances(instance_pb2.ListInstancesRequest(parent="projects/demo")),
         bob.instances.UpdateInstance(instance_pb2.UpdateInstanceRequest(instance=web)),
@@ -118,6 +119,26 @@ async def test_the_console_is_read_through_the_leader(
     assert (answer.output, answer.truncated) == (b"console", True)
     await cluster.leader.resign()
     assert (await refusal(alice.instances.GetConsoleOutput(request))).reason is Reason.NO_LEADER
+
+
+async def test_a_leader_that_died_is_no_leader_until_another_stands_in_etcd(
+    cluster: Cluster, alice: Client, launch: Launch
+) -> None:
+    web = await launch("web")
+    key = await cluster.etcd.get(cluster.keys.leader)
+    assert key is not None
+    await cluster.leader.lead("127.0.0.1:1")
+    await cluster.gateways[0].caches.leader.wait_revision((await cluster.etcd.range_key("x")).revision, 5)
+    request = instance_pb2.GetConsoleOutputRequest(name=web.name)
+    asking = asyncio.create_task(console(alice, request))
+    await cluster.etcd.put(key.key, key.value)
+    assert (await asking).output.startswith(b"console of")
+
+
+async def console(
+    client: Client, request: instance_pb2.GetConsoleOutputRequest
+) -> instance_pb2.GetConsoleOutputResponse:
+    return await client.instances.GetConsoleOutput(request)
 
 
 async def test_metrics_count_instances_and_open_operations(

@@ -12,9 +12,11 @@ import grpc
 import pytest
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.election import Election
 from remuda_core.images.chunks import CHUNK_BYTES, Digest
 from remuda_core.images.manifest import Manifest
+from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
 from remuda_image_store.content import Content
 from remuda_image_store.testing import QCOW2, RAW, Cloud, Images, Sample, noise
@@ -43,10 +45,10 @@ def disk() -> bytes:
     return data + bytes(3 * CHUNK_BYTES) + text + data + noise(2, MIB + 512)
 
 
-async def refusal(images: Images, sample: Sample, **frames: int) -> grpc.aio.AioRpcError:
+async def refusal(images: Images, sample: Sample, **frames: int) -> RemudaError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await images.upload(sample, **frames)
-    return caught.value
+    return from_rpc_error(caught.value)
 
 
 async def test_a_raw_disk_comes_back_bit_for_bit_and_zeros_and_repetition_cost_nothing(
@@ -176,7 +178,7 @@ async def test_a_wrong_sha256_fails_the_image(cloud: Cloud) -> None:
     images = await cloud.images(await cloud.serve())
     sample = await cloud.create(noise(8, MIB), sha256=hashlib.sha256(b"something else").hexdigest())
     error = await refusal(images, sample)
-    assert error.code() is grpc.StatusCode.DATA_LOSS
+    assert error.reason is Reason.DIGEST_MISMATCH
     record = await cloud.record(sample)
     assert record is not None
     assert record.state == Image.STATE_FAILED
@@ -251,7 +253,7 @@ async def test_a_file_that_is_no_acceptable_disk_fails_the_image_and_leaves_noth
     images = await cloud.images(await cloud.serve())
     sample = await cloud.create(make(tmp_path), form)
     error = await refusal(images, sample)
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason is Reason.IMAGE_REFUSED
     record = await cloud.record(sample)
     assert record is not None
     assert record.state == Image.STATE_FAILED
@@ -259,7 +261,7 @@ async def test_a_file_that_is_no_acceptable_disk_fails_the_image_and_leaves_noth
     assert str(tmp_path) not in record.status_message
     assert cloud.blobs("uploads") == cloud.blobs("chunks") == cloud.blobs("manifests") == set()
     assert [path for scratch in tmp_path.glob("scratch-*") for path in scratch.iterdir()] == []
-    assert (await refusal(images, sample)).code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await refusal(images, sample)).reason is Reason.STATE_FORBIDS_ACTION
 
 
 async def test_a_small_file_that_unpacks_beyond_the_scratch_room_is_refused(
@@ -270,26 +272,27 @@ async def test_a_small_file_that_unpacks_beyond_the_scratch_room_is_refused(
     bomb = qcow2_of(b"\1" * (64 * MIB), tmp_path, "-c")
     assert len(bomb) < 2 * MIB
     error = await refusal(images, await cloud.create(bomb, QCOW2))
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "holds more than" in (error.details() or "")
+    assert error.reason is Reason.IMAGE_REFUSED
+    assert "holds more than" in error.message
 
 
 async def test_frames_that_do_not_fit_the_upload_are_refused(cloud: Cloud) -> None:
     images = await cloud.images(await cloud.serve())
     sample = await cloud.create(noise(11, 2 * MIB))
     gap = await refusal(images, sample, start=MIB)
-    assert gap.code() is grpc.StatusCode.ABORTED
+    assert gap.reason is Reason.UPLOAD_OFFSET_MISMATCH
+    assert gap.metadata["committed_bytes"] == "0"
     early = await refusal(images, sample, stop=MIB)
-    assert early.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert early.reason is Reason.INVALID_ARGUMENT
     assert await images.committed(sample) == MIB
     longer = Sample(id=sample.id, data=sample.data + b"more")
-    assert (await refusal(images, longer, start=MIB)).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refusal(images, longer, start=MIB)).reason is Reason.INVALID_ARGUMENT
     nobody = Sample(id=sample.id, data=b"x")
     frame = image_pb2.UploadImageRequest(data=b"x")
     with pytest.raises(grpc.aio.AioRpcError) as unnamed:
         await images.stub.UploadImage(iter([frame]), **images.options)
     assert unnamed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert (await refusal(images, nobody)).code() is grpc.StatusCode.ABORTED
+    assert (await refusal(images, nobody)).reason is Reason.UPLOAD_OFFSET_MISMATCH
     await images.upload(sample, start=MIB)
     assert await images.download(sample) == sample.data
 
@@ -311,7 +314,7 @@ async def test_what_is_not_active_cannot_be_downloaded(cloud: Cloud) -> None:
     sample = await cloud.create(noise(13, MIB))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await images.download(sample)
-    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert from_rpc_error(caught.value).reason is Reason.IMAGE_NOT_ACTIVE
 
 
 async def test_an_upload_that_was_interrupted_too_often_is_refused(cloud: Cloud) -> None:
@@ -321,8 +324,8 @@ async def test_an_upload_that_was_interrupted_too_often_is_refused(cloud: Cloud)
     record = store_pb2.UploadRecord(image_id=sample.id, committed_bytes=4096, segments=segments)
     await cloud.etcd.put(cloud.keys.upload(sample.id), record.SerializeToString())
     error = await refusal(images, sample, start=4096)
-    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert "too often" in (error.details() or "")
+    assert error.reason is Reason.STATE_FORBIDS_ACTION
+    assert "too often" in error.message
 
 
 async def test_a_part_that_is_lost_fails_the_image(cloud: Cloud) -> None:
@@ -332,7 +335,7 @@ async def test_a_part_that_is_lost_fails_the_image(cloud: Cloud) -> None:
     (part,) = [path for path in (cloud.directory / "backend/uploads").rglob("*") if path.is_file()]
     part.unlink()
     error = await refusal(images, sample, start=MIB)
-    assert error.code() is grpc.StatusCode.DATA_LOSS
+    assert error.reason is Reason.DIGEST_MISMATCH
     record = await cloud.record(sample)
     assert record is not None
     assert record.state == Image.STATE_FAILED
@@ -375,7 +378,7 @@ async def test_chunks_of_an_image_that_is_deleted_before_its_record_names_them_d
         return await put_manifest(self, manifest)
 
     monkeypatch.setattr(Content, "put_manifest", deleted_meanwhile)
-    assert (await refusal(images, sample)).code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await refusal(images, sample)).reason is Reason.STATE_FORBIDS_ACTION
     assert (len(cloud.blobs("chunks")), len(cloud.blobs("manifests"))) == (1, 1)
     assert await images.download(other) == other.data
 

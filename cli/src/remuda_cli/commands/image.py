@@ -30,8 +30,10 @@ def upload(
     disk_format: Annotated[
         DiskFormat, typer.Option("--format", help="Seen from the file's beginning.")
     ] = DiskFormat.AUTO,
-    min_disk: Annotated[int, typer.Option("--min-disk", min=0, metavar="GIB")] = 0,
-    min_memory: Annotated[int, typer.Option("--min-memory", min=0, metavar="MIB")] = 0,
+    min_disk: Annotated[
+        int, typer.Option("--min-disk", min=0, metavar="GIB", help="Smallest disk it fits on.")
+    ] = 0,
+    min_memory: Annotated[int, typer.Option("--min-memory", min=0, metavar="MIB", help="It boots with.")] = 0,
     architecture: Annotated[str, typer.Option("--architecture", help="Empty: any.")] = "",
     guest_agent: Annotated[bool, typer.Option("--guest-agent", help="It runs qemu-guest-agent.")] = False,
     checksum: Annotated[

@@ -103,8 +103,8 @@ def convergence(progress: MigrationProgress) -> str:
     """When it will be over, or why it will not."""
     if progress.does_not_converge:
         return (
-            f"does not converge, because the guest rewrites {human_rate(progress.dirty_bytes_per_second)}"
-            f" and {human_rate(progress.throughput_bytes_per_second)} are sent"
+            f"does not converge, because {human_rate(progress.dirty_bytes_per_second)} are rewritten"
+            f" and {human_rate(progress.throughput_bytes_per_second)} sent"
         )
     if progress.HasField("eta_ms"):
         return f"ETA {human_ms(progress.eta_ms)}"

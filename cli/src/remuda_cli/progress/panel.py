@@ -13,7 +13,9 @@ from remuda_cli.output.words import moment
 from remuda_cli.progress import lines
 from remuda_cli.progress.lines import Metadata, MigrationProgress, Subject
 
-BAR_WIDTH = 32
+BAR_WIDTH = 20
+"""With the longest usual figures beside it, a line fits into 80 columns."""
+_LABEL_WIDTH = 6
 _Step = operation_pb2.OperationStep
 _MARKS = {
     _Step.STATE_RUNNING: ("*", "cyan"),
@@ -35,7 +37,8 @@ def operation_panel(
     parts: list[RenderableType] = [head, *_steps(metadata, label, now_seconds)]
     migration = lines.migration_of(metadata)
     if migration is not None:
-        parts.append(_migration(metadata, migration))
+        parts.append(_bars(metadata, migration))
+        parts += _figures(migration)
     elif metadata.HasField("progress"):
         parts.append(_progress(metadata.progress))
     if metadata.state == Metadata.STATE_WAITING_FOR_HOST:
@@ -70,7 +73,7 @@ def _duration(step: operation_pb2.OperationStep, now_seconds: float) -> float:
     return max(0.0, end - seconds(step.start_time))
 
 
-def _migration(metadata: Metadata, progress: MigrationProgress) -> Table:
+def _bars(metadata: Metadata, progress: MigrationProgress) -> Table:
     grid = _grid()
     grid.add_row(
         "", _bar(metadata.progress.percent, 100), f"{metadata.progress.percent} %, {lines.phase_of(metadata)}"
@@ -81,13 +84,19 @@ def _migration(metadata: Metadata, progress: MigrationProgress) -> Table:
     ):
         if text:
             grid.add_row(name, _bar(total - remaining, total), text)
-    if progress.phase in (MigrationProgress.PHASE_DISKS, MigrationProgress.PHASE_MEMORY):
-        style = "bold yellow" if progress.does_not_converge else "bold"
-        forecast = Text(lines.convergence(progress), style=style)
-        if downtime := lines.expected_downtime(progress):
-            forecast.append(f", {downtime}", style="not bold")
-        grid.add_row("rate", lines.rates(progress), forecast)
     return grid
+
+
+def _figures(progress: MigrationProgress) -> list[Text]:
+    """Rates and forecast; on lines of their own, so that a narrow terminal does not break them up."""
+    if progress.phase not in (MigrationProgress.PHASE_DISKS, MigrationProgress.PHASE_MEMORY):
+        return []
+    rates = Text("rate".rjust(_LABEL_WIDTH) + " " + lines.rates(progress))
+    if downtime := lines.expected_downtime(progress):
+        rates.append(f", {downtime}")
+    forecast = Text("ahead".rjust(_LABEL_WIDTH) + " ")
+    forecast.append(lines.convergence(progress), "bold yellow" if progress.does_not_converge else "bold")
+    return [rates, forecast]
 
 
 def _progress(progress: operation_pb2.Progress) -> Table:
@@ -101,7 +110,7 @@ def _progress(progress: operation_pb2.Progress) -> Table:
 
 def _grid() -> Table:
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=8, justify="right", no_wrap=True)
+    grid.add_column(width=_LABEL_WIDTH, justify="right", no_wrap=True)
     grid.add_column(min_width=BAR_WIDTH)
     grid.add_column()
     return grid

@@ -33,8 +33,9 @@ ENDLESS: Collection[str] = frozenset(
         "/remuda.compute.v1.OperationService/WatchOperation",
         "/remuda.scheduler.v1.HostRegistryService/Attach",
         "/remuda.scheduler.v1.LiveService/WatchProgress",
-        # The job goes on without its stream, and the scheduler joins it again.
+        # The jobs go on without their streams, and the scheduler joins them again.
         "/remuda.agent.v1.AgentService/RunStep",
+        "/remuda.agent.v1.MigrationService/Migrate",
         "/grpc.health.v1.Health/Watch",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

@@ -40,11 +40,15 @@ async def telemetry_server(
     *,
     healthy: Healthy = lambda: "",
     routes: Mapping[str, JsonRoute] | None = None,
+    refresh: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[TelemetryServer]:
-    """`listen` is host:port, port 0 for any. `routes`: path -> what is answered as JSON."""
+    """`listen` is host:port, port 0 for any. `routes`: path -> what is answered as JSON. `refresh` is called
+    before the metrics are shown, for gauges that are counted when somebody asks.
+    """
 
     async def answer(path: str) -> tuple[HTTPStatus, str, bytes]:
         if path == "/metrics":
+            refresh()
             return HTTPStatus.OK, CONTENT_TYPE, metrics.render()
         if path == "/healthz":
             trouble = healthy()

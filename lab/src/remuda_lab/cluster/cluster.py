@@ -138,6 +138,8 @@ class Cluster:
             for plan in self.lab.plans():
                 self._write_agent(authority, plan, options, token=create_host(channel, plan))
                 start_agent(self.lab.host(plan.name))
+            for plan in self.lab.plans():
+                self.wait_healthy(plan.name)
             create_catalogue(channel)
             try:
                 wait_hosts_up(channel, [plan.name for plan in self.lab.plans()], timeout=60)

@@ -15,7 +15,7 @@ import structlog
 from remuda.compute.v1.host_pb2 import HostInventory
 from remuda.scheduler.v1.registry_pb2 import AttachRequest, AttachResponse, Heartbeat, Hello
 from remuda.scheduler.v1.registry_pb2_grpc import HostRegistryServiceStub
-from remuda_core.errors import Reason
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.rpc.status import from_rpc_error
 
 from remuda_agent.inventory import InventorySource, without_free_space
@@ -76,7 +76,6 @@ class Attachment:
                 target = endpoint or self._schedulers[turn % len(self._schedulers)]
                 turn += not endpoint
                 endpoint = await self._attach(target)
-                self.attached_to = ""
                 if not endpoint:
                     await asyncio.sleep(random.uniform(0.1, 1.0))
         finally:
@@ -88,15 +87,24 @@ class Attachment:
         channel = self._channels.get(target) or self._channels.setdefault(target, self._open_channel(target))
         call = HostRegistryServiceStub(channel).Attach()
         try:
-            await self._converse(call, target)
+            try:
+                await self._converse(call, target)
+            except asyncio.InvalidStateError:
+                # A stream that the other side has ended refuses to be written; reading says why it ended.
+                await call.read()
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
-            _log.info("not attached", scheduler=target, reason=error.reason, detail=error.message)
+            _log.info("not attached", scheduler=target, reason=str(error.reason), detail=error.message)
             if error.reason is Reason.NOT_LEADER:
                 return self._known(error.metadata)
         except TimeoutError:
             _log.info("not attached", scheduler=target, reason="no welcome in time")
+        except asyncio.InvalidStateError:  # grpc.aio: written to a stream that has just ended
+            _log.info("not attached", scheduler=target, reason="the stream ended")
+        except RemudaError as error:  # the hypervisor: a host that cannot be looked at has nothing to say
+            _log.warning("not attached", scheduler=target, reason=str(error.reason), detail=error.message)
         finally:
+            self.attached_to = ""
             call.cancel()
         return ""
 
@@ -104,9 +112,7 @@ class Attachment:
         endpoint = metadata.get("endpoint", "")
         return endpoint if endpoint in self._schedulers else ""
 
-    async def _converse(
-        self, call: "grpc.aio.StreamStreamCall[AttachRequest, AttachResponse]", target: str
-    ) -> None:
+    async def _converse(self, call: AttachCall, target: str) -> None:
         inventory = await self._inventory.now()
         self._changed.clear()
         hello = Hello(

@@ -6,6 +6,7 @@ could be older than what was done since.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from remuda.agent.v1.common_pb2 import StepKey
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId
+from remuda_core.rpc.context import detached
 
 _log = structlog.get_logger(__name__)
 
@@ -30,6 +32,8 @@ class Job:
 
     name: JobName
     instance_id: InstanceId
+    outlives: bool = False
+    """What it does goes on without this process, and is adopted by the next one."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[StepOutput] | None = None
     _followers: set[asyncio.Queue[Progress | None]] = field(default_factory=set)
@@ -82,11 +86,15 @@ class JobTable:
         self._jobs: dict[JobName, Job] = {}
         self._turns: dict[InstanceId, asyncio.Lock] = {}
 
-    def running(self, name: JobName) -> Job | None:
-        return self._jobs.get(name)
+    def steps(self) -> Counter[str]:
+        """How many jobs run, by step."""
+        return Counter(step for _, step, _ in self._jobs)
 
-    def start_or_join(self, key: StepKey, work: Work) -> tuple[Job, bool]:
-        """The job of this key, and whether it ran already.
+    def start_or_join(
+        self, key: StepKey, work: Work, *, deadline_seconds: float = 0.0, outlives: bool = False
+    ) -> tuple[Job, bool]:
+        """The job of this key, and whether it ran already. `deadline_seconds`: instead of the key's.
+        `outlives`: see Job.
 
         An UNDO asks a running DO of the same step to stop, and runs after it has.
         """
@@ -98,12 +106,16 @@ class JobTable:
             if key.direction == StepKey.DIRECTION_DO:
                 raise RemudaError(Reason.STEP_FAILED, f"step {key.step} is being undone")
             opposite.stop.set()
-        job = Job(name=name, instance_id=InstanceId(key.instance_id))
-        deadline = key.deadline.ToTimedelta().total_seconds() if key.HasField("deadline") else 0.0
+        job = Job(name=name, instance_id=InstanceId(key.instance_id), outlives=outlives)
+        deadline = deadline_seconds
+        if not deadline and key.HasField("deadline"):
+            deadline = key.deadline.ToTimedelta().total_seconds()
         self._jobs[name] = job
-        job.task = asyncio.create_task(
-            self._run(job, work, deadline or DEFAULT_DEADLINE_SECONDS), name=f"{key.step} {key.instance_id}"
-        )
+        with detached():  # the deadline of the call that happens to start it is not the job's
+            job.task = asyncio.create_task(
+                self._run(job, work, deadline or DEFAULT_DEADLINE_SECONDS),
+                name=f"{key.step} {key.instance_id}",
+            )
         # Whoever started it may be gone when it fails; the log has it, asyncio need not complain.
         job.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return job, False
@@ -129,11 +141,18 @@ class JobTable:
             if not any(other.instance_id == job.instance_id for other in self._jobs.values()):
                 self._turns.pop(job.instance_id, None)
 
-    async def drain(self, seconds: float) -> None:
-        """Waits for running jobs; what still runs then is continued by the leader's next call."""
-        tasks = [job.task for job in self._jobs.values() if job.task]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+    async def close(self, seconds: float) -> None:
+        """Waits for running jobs, then ends the rest: the leader's next call, or `adopt`, goes on with them.
+
+        Before the hypervisor is closed: a job must never take that for its own end.
+        """
+        running = {job.task: job for job in self._jobs.values() if job.task}
+        finite = [task for task, job in running.items() if not job.outlives]
+        if finite:
+            await asyncio.wait(finite, timeout=seconds)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _opposite(direction: "StepKey.Direction.ValueType") -> "StepKey.Direction.ValueType":

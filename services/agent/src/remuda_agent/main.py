@@ -10,12 +10,12 @@ import structlog
 from remuda.agent.v1 import agent_pb2_grpc, migration_pb2_grpc
 from remuda.image.v1.chunk_pb2_grpc import ChunkServiceStub
 from remuda_core.auth.caller import Kind
-from remuda_core.config import load_or_exit
+from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.ids import HostId
 from remuda_core.images.fetch import ImageFetcher
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer, run_service
-from remuda_core.rpc.tls import Tls
+from remuda_core.rpc.tls import Tls, is_local
 from remuda_core.telemetry import logs
 from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
@@ -44,14 +44,18 @@ _log = structlog.get_logger(__name__)
 
 
 def main() -> None:
-    settings = load_or_exit(AgentSettings, sys.argv[1:], "REMUDA_AGENT__")
+    settings = load_or_exit(AgentSettings, sys.argv[1:], "REMUDA_AGENT_")
     logs.configure(level=settings.log_level, service="agent")
 
     async def serve(stop: asyncio.Event) -> None:
         async with open_hypervisor(settings) as hypervisor:
             await serve_host(settings, hypervisor, stop)
 
-    run_service(serve)
+    try:
+        run_service(serve)
+    except (ConfigError, OSError) as error:
+        sys.stderr.write(f"remuda-agent: {error}\n")
+        raise SystemExit(2) from error
 
 
 async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyncio.Event) -> None:
@@ -92,7 +96,8 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             console=ConsoleReader(settings.console_dir),
             boot_id=boot_id,
         )
-        await stack.enter_async_context(telemetry_server(settings.metrics_listen, metrics))
+        # Left in reverse order: no new orders, then running jobs get their time, then the hypervisor goes.
+        stack.push_async_callback(jobs.close, settings.drain_seconds)
         server = await stack.enter_async_context(
             ServiceServer(
                 listen=settings.listen,
@@ -114,7 +119,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 host_id=host,
                 hostname=settings.name,
                 boot_id=boot_id,
-                agent_endpoint=settings.advertise or f"{settings.name}:{server.port}",
+                agent_endpoint=settings.advertise or _endpoint(settings, server.port),
                 enrolment_token=settings.enrolment_token,
             ),
             schedulers=settings.schedulers,
@@ -122,6 +127,11 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             observer=observer,
             inventory=Inventory(hypervisor=hypervisor, pools=pools, settings=settings),
             changed=changed,
+        )
+        await stack.enter_async_context(
+            telemetry_server(
+                settings.metrics_listen, metrics, refresh=lambda: _show(metrics, attachment, jobs)
+            )
         )
         migrations.adopt()
         tasks = [
@@ -139,6 +149,19 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _endpoint(settings: AgentSettings, port: int) -> str:
+    """Who listens on this machine only is found under that address, everybody else by its name."""
+    address = settings.listen.rpartition(":")[0]
+    return f"{address if is_local(settings.listen) else settings.name}:{port}"
+
+
+def _show(metrics: Metrics, attachment: Attachment, jobs: JobTable) -> None:
+    metrics.agent_attached.set(1 if attachment.attached_to else 0)
+    metrics.agent_jobs.clear()
+    for step, count in jobs.steps().items():
+        metrics.agent_jobs.labels(step=step).set(count)
+
+
 async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes: ResumeTimes) -> None:
     """Events are hints to look: the observer tells what is really there."""
     async with hypervisor.events() as events:
@@ -151,9 +174,11 @@ async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes
 async def _base_images(
     settings: AgentSettings, pools: Pools, tls: Tls | None, identity: str
 ) -> AsyncIterator[BaseImages]:
-    if settings.hypervisor == "fake":
+    if settings.hypervisor == "fake" and not settings.image_stores:
         yield PretendingBaseImages(pools)
         return
+    if not settings.image_stores:
+        raise ConfigError("configuration: image_stores: at least one is needed")
     async with contextlib.AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(open_channel(store, tls, insecure_identity=identity))

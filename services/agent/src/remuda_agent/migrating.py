@@ -5,23 +5,23 @@
       |            |        +-- cancel, or the deadline: abort the job, or pause the guest
       +-- adopt ---+  (the job is peer to peer: after a restart of the agent it still runs in libvirtd)
 
-The request is kept on disk while the job runs, so that a restarted agent keeps its deadline although no
-leader may be there to remind it.
+What has to survive this process is kept on disk while the job runs (migration_parameters.py): a restarted
+agent keeps its deadline, and lets a guest go on that it has paused, although no leader may be there to remind
+it.
 """
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from remuda.agent.v1.agent_pb2 import StepOutput
 from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
 from remuda.compute.v1.migration_pb2 import MigrationMilestone
-from remuda.compute.v1.operation_pb2 import Progress
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 
@@ -29,16 +29,21 @@ from remuda_agent.hypervisor import (
     CompletedMigration,
     EventKind,
     Hypervisor,
-    MigrationJobStats,
+    HypervisorEvent,
     MigrationRequest,
 )
 from remuda_agent.jobs import Job, JobTable
-from remuda_agent.migration_progress import to_progress
+from remuda_agent.migration_parameters import Parameters, timeout_seconds
+from remuda_agent.migration_steering import POLL_SECONDS, Steering
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.25
-DEFAULT_TIMEOUT_SECONDS = 3600.0
+_SLACK_SECONDS = 120.0
+"""What is left, after the migration's own deadline, for the abort to take effect."""
+_REMEMBERED = 256
+"""Migrations whose last word is kept for a leader that asks again."""
 
 
 class Migrations:
@@ -56,38 +61,45 @@ class Migrations:
         async def work(job: Job) -> StepOutput:
             return await self._run(start, job)
 
-        return self._jobs.start_or_join(start.key, work)
+        # The step's deadline is the leader's patience with one call; the migration has one of its own.
+        return self._jobs.start_or_join(
+            start.key,
+            work,
+            deadline_seconds=timeout_seconds(start.policy) + _SLACK_SECONDS,
+            outlives=True,
+        )
 
     def adopt(self) -> None:
         """After a restart: goes on with every migration that was running."""
-        for path in sorted(self._directory.glob("*.migration")):
-            start = StartMigration.FromString(path.read_bytes())
+        for start in Parameters.left_in(self._directory):
             _log.info("adopting a migration", instance=start.key.instance_id)
             self.start_or_join(start)
 
     def milestones(self, operation: str) -> list[MigrationMilestone]:
         """Everything noteworthy so far, in order; grows while the job runs."""
-        return self._milestones.setdefault(operation, [])
+        return self._milestones.get(operation) or _remember(self._milestones, operation, [])
 
     def ended(self, operation: str) -> MigrationEnded:
         """What the job that has ended leaves behind."""
         return self._ended[operation]
 
     async def _run(self, start: StartMigration, job: Job) -> StepOutput:
-        path = self._directory / f"{start.key.instance_id}.migration"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(start.SerializeToString())
-        began = datetime.now(UTC)
+        operation = start.key.operation_id
+        parameters = await asyncio.to_thread(Parameters.keep, self._directory, start)
         try:
             async with self._watching(start):
-                self._milestone(start, "JOB_STARTED", began)
-                measured = await self._migrate(start, job)
-            self._ended[start.key.operation_id] = _ended(measured, began)
-            return StepOutput()
-        finally:
-            path.unlink(missing_ok=True)
+                self._milestone(start, "JOB_STARTED", parameters.began)
+                measured = await self._migrate(start, job, parameters)
+        except RemudaError:
+            await self._let_go_on(start, parameters)
+            parameters.forget()
+            raise
+        # Not on cancellation: that is this process ending, and its successor adopts the job.
+        parameters.forget()
+        _remember(self._ended, operation, _ended(measured, parameters.began))
+        return StepOutput()
 
-    async def _migrate(self, start: StartMigration, job: Job) -> CompletedMigration:
+    async def _migrate(self, start: StartMigration, job: Job, parameters: Parameters) -> CompletedMigration:
         """Runs or adopts the hypervisor's job and steers it. Raises what the hypervisor raised."""
         instance = InstanceId(start.key.instance_id)
         view = await self._hypervisor.view(instance)
@@ -98,18 +110,15 @@ class Migrations:
             if view is not None and view.job == "MIGRATION_OUT"
             else self._hypervisor.migrate(_request(start))
         )
-        steering = asyncio.create_task(self._steer(start, job, running))
+        steering = Steering(self._hypervisor, start, job, parameters)
+        steered = asyncio.create_task(steering.run(running))
         try:
             return await asyncio.shield(running)
         except RemudaError as error:
-            if error.reason is Reason.CANCELLED and not job.stop.is_set():
-                raise RemudaError(
-                    Reason.MIGRATION_TIMEOUT, "the migration did not reach its switch-over in time"
-                ) from error
-            raise
+            raise steering.meaning(error) from error
         finally:
-            steering.cancel()
-            await asyncio.gather(steering, return_exceptions=True)
+            steered.cancel()
+            await asyncio.gather(steered, return_exceptions=True)
 
     async def _adopted(self, instance: InstanceId) -> CompletedMigration:
         """Waits for a job that another life of this agent started."""
@@ -120,58 +129,52 @@ class Migrations:
             return await self._hypervisor.completed_stats(instance) or CompletedMigration()
         raise RemudaError(Reason.MIGRATION_FAILED, "the migration ended, and the guest has not moved")
 
-    async def _steer(
-        self, start: StartMigration, job: Job, running: "asyncio.Task[CompletedMigration]"
-    ) -> None:
-        """Reports progress, and enforces cancel and deadline while the job runs."""
+    async def _let_go_on(self, start: StartMigration, parameters: Parameters) -> None:
+        """A guest that was paused so that its migration could end goes on when it has not ended well."""
         instance = InstanceId(start.key.instance_id)
-        policy = start.policy
-        timeout = policy.timeout.ToTimedelta().total_seconds() if policy.HasField("timeout") else 0.0
-        deadline = time.monotonic() + (timeout or DEFAULT_TIMEOUT_SECONDS)
-        paused = False
-        while not running.done():
-            stats = await self._stats(instance)
-            if stats is not None:
-                job.report(Progress(migration=to_progress(stats)))
-            late = time.monotonic() >= deadline
-            if job.stop.is_set() or (late and not policy.pause_on_timeout):
-                # Again and again: an abort that comes before libvirt has started its job finds none.
-                await self._hypervisor.abort_job(instance)
-            elif late and not paused:
-                await self._hypervisor.pause(instance)
-                paused = True
-            await asyncio.wait({running}, timeout=POLL_SECONDS)
-
-    async def _stats(self, instance: InstanceId) -> MigrationJobStats | None:
-        """Statistics are not worth a failure: at the switch-over libvirt may refuse to give them."""
+        if not parameters.paused_by_us:
+            return
         try:
-            return await self._hypervisor.job_stats(instance)
-        except RemudaError:
-            return None
+            view = await self._hypervisor.view(instance)
+            # Paused for another reason it may be past the switch-over: then it is not ours to resume.
+            if view is not None and (view.power_state, view.reason, view.job) == ("PAUSED", "user", "NONE"):
+                await self._hypervisor.resume(instance)
+        except RemudaError as error:
+            _log.error("a guest stays paused", instance=instance, error=str(error))
 
     @contextlib.asynccontextmanager
     async def _watching(self, start: StartMigration) -> AsyncIterator[None]:
         """Notes when the guest was paused here for the switch-over."""
 
-        async def note() -> None:
-            async with self._hypervisor.events() as events:
-                async for event in events:
-                    if event.instance_id != start.key.instance_id or event.kind is not EventKind.SUSPENDED:
-                        continue
-                    if event.detail in ("migrated", "migration", "postcopy"):
-                        self._milestone(start, "SOURCE_PAUSED", event.time)
+        async def note(events: AsyncIterator[HypervisorEvent]) -> None:
+            async for event in events:
+                if event.instance_id != start.key.instance_id or event.kind is not EventKind.SUSPENDED:
+                    continue
+                if event.detail in ("migrated", "migration", "postcopy"):
+                    self._milestone(start, "SOURCE_PAUSED", event.time)
 
-        noting = asyncio.create_task(note())
-        try:
-            yield
-        finally:
-            noting.cancel()
-            await asyncio.gather(noting, return_exceptions=True)
+        async with self._hypervisor.events() as events:
+            noting = asyncio.create_task(note(events))
+            try:
+                yield
+                # The event of the switch-over may come after the hypervisor's call has returned.
+                await asyncio.wait({noting}, timeout=0.0)
+            finally:
+                noting.cancel()
+                await asyncio.gather(noting, return_exceptions=True)
 
     def _milestone(self, start: StartMigration, kind: str, when: datetime) -> None:
-        self.milestones(start.key.operation_id).append(
-            MigrationMilestone(type=kind, host=f"hosts/{self._host_id}", time=_stamp(when))
-        )
+        """Once per kind: a repeated call begins again from the first."""
+        known = self.milestones(start.key.operation_id)
+        if all(one.type != kind for one in known):
+            known.append(MigrationMilestone(type=kind, host=f"hosts/{self._host_id}", time=_stamp(when)))
+
+
+def _remember(known: dict[str, T], operation: str, value: T) -> T:
+    known[operation] = value
+    while len(known) > _REMEMBERED:
+        del known[next(iter(known))]
+    return value
 
 
 def _request(start: StartMigration) -> MigrationRequest:

@@ -1,19 +1,27 @@
 """A migration's statistics as the protocol tells them. Pure."""
 
 from remuda.compute.v1.migration_pb2 import MigrationProgress
+from remuda_core.migration.progress import Sample, does_not_converge, eta_ms
 
 from remuda_agent.hypervisor import MigrationJobStats
 
+QEMU_DOWNTIME_MS = 300
+"""What QEMU allows itself at the switch-over when it is not told."""
 
-def to_progress(stats: MigrationJobStats) -> MigrationProgress:
-    """ETA = remaining / (rate - dirty rate); when the guest dirties faster than is sent it never ends.
 
-    The dirty rate counts against memory only: what the guest writes to disks is mirrored as it is written.
-    """
-    rate = stats.disk_bytes_per_second if stats.copying_disks else stats.memory_bytes_per_second
-    remaining = stats.disk_remaining_bytes + stats.memory_remaining_bytes
-    dirty = 0 if stats.copying_disks else stats.dirty_bytes_per_second
-    progress = MigrationProgress(
+def to_progress(stats: MigrationJobStats, *, max_downtime_ms: int = 0) -> MigrationProgress:
+    """`max_downtime_ms` as asked of QEMU, 0: its default."""
+    sample = Sample(
+        memory_total=stats.memory_total_bytes,
+        memory_remaining=stats.memory_remaining_bytes,
+        disk_total=stats.disk_total_bytes,
+        disk_remaining=stats.disk_remaining_bytes,
+        rate=stats.disk_bytes_per_second if stats.copying_disks else stats.memory_bytes_per_second,
+        # What the guest writes while disks are copied is mirrored as it is written.
+        dirty_rate=0 if stats.copying_disks else stats.dirty_bytes_per_second,
+        max_downtime_seconds=(max_downtime_ms or QEMU_DOWNTIME_MS) / 1000,
+    )
+    return MigrationProgress(
         phase=MigrationProgress.PHASE_DISKS if stats.copying_disks else MigrationProgress.PHASE_MEMORY,
         iteration=stats.iteration,
         memory_total_bytes=stats.memory_total_bytes,
@@ -22,12 +30,10 @@ def to_progress(stats: MigrationJobStats) -> MigrationProgress:
         disk_total_bytes=stats.disk_total_bytes,
         disk_processed_bytes=stats.disk_processed_bytes,
         disk_remaining_bytes=stats.disk_remaining_bytes,
-        throughput_bytes_per_second=rate,
+        throughput_bytes_per_second=sample.rate,
         dirty_bytes_per_second=stats.dirty_bytes_per_second,
-        does_not_converge=rate > 0 and dirty >= rate,
+        does_not_converge=does_not_converge(sample),
+        eta_ms=eta_ms(sample),
         expected_downtime_ms=stats.expected_downtime_ms,
         elapsed_ms=stats.elapsed_ms,
     )
-    if rate > dirty:
-        progress.eta_ms = remaining * 1000 // (rate - dirty)
-    return progress

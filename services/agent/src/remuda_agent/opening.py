@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from remuda_agent.hypervisor import Hypervisor
-from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor
+from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.probe.domain_type import choose_domain_type
 from remuda_agent.settings import AgentSettings
 
@@ -17,7 +17,10 @@ _log = structlog.get_logger(__name__)
 async def open_hypervisor(settings: AgentSettings) -> AsyncIterator[Hypervisor]:
     """The driver that the settings name, until the context is left."""
     if settings.hypervisor == "fake":
-        fabric = FakeFabric(file=settings.fake_world or settings.state_dir / "fake-world.json")
+        fabric = FakeFabric(
+            file=settings.fake_world or settings.state_dir / "fake-world.json",
+            timings=FakeTimings(**settings.fake_timings.model_dump()),
+        )
         fake = FakeHypervisor(fabric, settings.name)
         try:
             async with fabric.awake():

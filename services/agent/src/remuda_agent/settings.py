@@ -1,4 +1,4 @@
-"""What an operator configures on a host. Precedence: defaults < TOML < REMUDA_AGENT__... < flags."""
+"""What an operator configures on a host. Precedence: defaults < TOML < REMUDA_AGENT_... < flags."""
 
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,16 @@ class MigrationSettings(BaseModel):
     port_max: int = 49215
 
 
+class FakeTimingSettings(BaseModel):
+    """How long things take on fake hosts, in seconds; a migration's bandwidth counts on top."""
+
+    boot: float = 0.0
+    shutdown: float = 0.0
+    migrate_disks: float = 0.0
+    migrate_memory: float = 0.0
+    switch_over: float = 0.0
+
+
 class AgentSettings(ServiceSettings):
     """One host."""
 
@@ -33,7 +43,9 @@ class AgentSettings(ServiceSettings):
     """Host name as registered, and as the other hosts resolve it."""
     host_uuid: str
     advertise: str = ""
-    """host:port where the leader reaches this agent; empty: `name` and the port it listens on."""
+    """host:port where the leader reaches this agent; empty: `name` (a loopback address as it is) and the port
+    it listens on.
+    """
     schedulers: tuple[str, ...]
     image_stores: tuple[str, ...] = ()
     state_dir: Path = Path("/var/lib/remuda")
@@ -41,6 +53,7 @@ class AgentSettings(ServiceSettings):
     libvirt_uri: str = "qemu:///system"
     fake_world: Path | None = None
     """File that fake hosts share; None: one of this host's own in state_dir."""
+    fake_timings: FakeTimingSettings = Field(default_factory=FakeTimingSettings)
     domain_type: Literal["", "kvm", "qemu"] = ""
     """Empty: probe by running a guest."""
     console_dir: Path = Path("/var/log/libvirt/qemu")

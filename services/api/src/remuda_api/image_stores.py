@@ -86,18 +86,42 @@ class ImageStores:
         raise _none_left()
 
     async def _reachable(self) -> "AsyncIterator[tuple[str, ImageServiceAsyncStub]]":
-        """Those that answer, the one that answered last first."""
+        """Those that answer, the one that answered last first; waits a moment when none does."""
+        found = False
         for endpoint in list(self._endpoints):
-            channel = self._channels.get(endpoint)
-            if channel is None:
-                channel = self._channels[endpoint] = self._open_channel(endpoint)
+            channel = self._channel(endpoint)
             try:
                 async with asyncio.timeout(timeout_for(_CONNECT_SECONDS)):
-                    await channel.channel_ready()
+                    connected = await _connected(channel)
             except TimeoutError:
+                connected = False
+            if connected:
+                found = True
+                yield endpoint, ImageServiceStub(channel)
+            else:
                 self._step_back(endpoint, "no connection")
-                continue
-            yield endpoint, ImageServiceStub(channel)
+        if not found and (endpoint := await self._first_to_come()):
+            yield endpoint, ImageServiceStub(self._channel(endpoint))
+
+    async def _first_to_come(self) -> str:
+        """A store that can be reached within the time for connecting, empty when none can."""
+        tasks = {
+            asyncio.create_task(self._channel(endpoint).channel_ready()): endpoint
+            for endpoint in self._endpoints
+        }
+        if not tasks:
+            return ""
+        seconds = timeout_for(_CONNECT_SECONDS)
+        done, waiting = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return tasks[done.pop()] if done else ""
+
+    def _channel(self, endpoint: str) -> grpc.aio.Channel:
+        channel = self._channels.get(endpoint)
+        if channel is None:
+            channel = self._channels[endpoint] = self._open_channel(endpoint)
+        return channel
 
     def _away_or_raise(self, endpoint: str, error: grpc.aio.AioRpcError) -> None:
         failure = from_rpc_error(error)
@@ -110,6 +134,15 @@ class ImageStores:
         if endpoint in self._endpoints:
             self._endpoints.remove(endpoint)
             self._endpoints.append(endpoint)
+
+
+async def _connected(channel: grpc.aio.Channel) -> bool:
+    """False as soon as an attempt has failed: there are other stores to ask."""
+    while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            return False
+        await channel.wait_for_state_change(state)
+    return True
 
 
 def _none_left() -> RemudaError:

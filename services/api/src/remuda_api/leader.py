@@ -27,8 +27,9 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 OpenChannel = Callable[[str], grpc.aio.Channel]
 
-# How long an rpc that needs the leader waits for one: an election after a clean resignation is over by then.
-_PATIENCE_SECONDS = 3.0
+# How long an rpc goes on asking an endpoint in etcd that does not answer as the leader: the key of a leader
+# that died stands there until its lease ends.
+_PATIENCE_SECONDS = 2.0
 _CALL_SECONDS = 10.0
 # Jitter of a re-subscription: all watchers of all replicas come back at once after an election.
 _RESUBSCRIBE_SECONDS = (0.1, 2.0)
@@ -87,17 +88,15 @@ class LeaderLink:
 
     async def _ask(self, ask: "Callable[[LiveServiceAsyncStub], Awaitable[T]]") -> T:
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + min(_PATIENCE_SECONDS, timeout_for(_PATIENCE_SECONDS))
+        give_up = loop.time() + timeout_for(_PATIENCE_SECONDS)
         while True:
+            stub = self._stub()
             try:
-                return await ask(self._stub())
+                return await ask(stub)
             except grpc.aio.AioRpcError as error:
                 failure = from_rpc_error(error)
                 if failure.reason not in _MOVED:
                     raise failure from error
-            except RemudaError as error:
-                if error.reason not in _MOVED:
-                    raise
             pause = random.uniform(0.1, 0.5)
             if loop.time() + pause >= give_up:
                 raise no_leader()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
@@ -198,7 +199,7 @@ def _trouble(caches: Caches) -> str:
     return f"etcd cannot be followed: {', '.join(behind)}" if behind else ""
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -209,8 +210,16 @@ def main() -> None:
     logs.configure(level=settings.log_level, service="api")
 
     async def serve(stop: asyncio.Event) -> None:
-        async with gateway(settings):
-            await stop.wait()
+        async with AsyncExitStack() as stack:
+            # Starting waits for etcd, perhaps for ever: a signal ends that too.
+            starting = asyncio.create_task(stack.enter_async_context(gateway(settings)))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await stopping
+            else:
+                await _cancelled(starting)
 
     try:
         run_service(serve)

@@ -1,9 +1,11 @@
 """Settings of the gateway."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from remuda_core.config import EtcdSettings, Section, ServiceSettings
+from remuda_core.rpc.tls import is_local
 
 
 class TargetGroup(Section):
@@ -27,3 +29,11 @@ class ApiSettings(ServiceSettings):
     """host:port of every image store; all share one backend."""
     sd_targets: tuple[TargetGroup, ...] = ()
     """What Prometheus is told to scrape."""
+
+    @model_validator(mode="after")
+    def _tls_where_others_can_connect(self) -> Self:
+        # The server refuses it too, but only once etcd has answered.
+        addresses = [address for address in (self.listen, self.token_listen) if address]
+        if self.tls is None and not all(map(is_local, addresses)):
+            raise ValueError("without [tls] the gateway listens on loopback only")
+        return self

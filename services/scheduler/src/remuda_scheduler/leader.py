@@ -160,9 +160,7 @@ class Leader:
 
             agents = AgentClients(open_channel=parts.open_channel, endpoint_of=endpoint_of)
             stack.push_async_callback(agents.close)
-            keeper = HostKeeper(
-                leadership=leadership, registry=registry, store=store, look=agents.observe
-            )
+            keeper = HostKeeper(leadership=leadership, registry=registry, store=store, look=agents.observe)
             placer = Placer(store=store, registry=registry, keeper=keeper, metrics=parts.metrics)
             hub = ProgressHub()
             stack.callback(hub.end_all)

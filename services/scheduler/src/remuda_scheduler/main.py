@@ -3,10 +3,11 @@
 import asyncio
 import sys
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from remuda.scheduler.v1 import live_pb2_grpc, registry_pb2_grpc
 from remuda_core.auth import grants
 from remuda_core.auth.caller import Kind
-from remuda_core.config import load_or_exit
+from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.rpc.channel import open_channel
@@ -24,25 +25,25 @@ from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.settings import SchedulerSettings
 from remuda_scheduler.signing import GrantSigner
 
-REFRESH_SECONDS = 1.0
-
 
 def main() -> None:
-    settings = load_or_exit(SchedulerSettings, sys.argv[1:], "REMUDA_SCHEDULER__")
+    settings = load_or_exit(SchedulerSettings, sys.argv[1:], "REMUDA_SCHEDULER_")
     logs.configure(level=settings.log_level, service="scheduler")
 
     async def serve(stop: asyncio.Event) -> None:
         await _serve(settings, stop)
 
-    run_service(serve)
+    try:
+        run_service(serve)
+    except (ConfigError, OSError) as error:
+        sys.stderr.write(f"remuda-scheduler: {error}\n")
+        raise SystemExit(2) from error
 
 
 async def _serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
     tls = settings.read_tls()
     metrics = Metrics()
-    signer = GrantSigner(
-        grants.private_key(settings.grant_key.read_bytes()), valid_seconds=settings.grant_seconds
-    )
+    signer = GrantSigner(_grant_key(settings), valid_seconds=settings.grant_seconds)
     async with Etcd.open(settings.etcd.client_config()) as etcd:
         leader = Leader(
             Parts(
@@ -52,6 +53,8 @@ async def _serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 endpoint=settings.advertise,
                 election_ttl_seconds=settings.election_ttl_seconds,
                 unreachable_after=settings.unreachable_after_seconds,
+                # Two heartbeats: a host that lives has said something within them.
+                duplicate_window=2 * settings.heartbeat_interval_ms / 1000,
                 timing=Timing(patience=settings.patience_seconds),
                 open_channel=lambda target: open_channel(target, tls, insecure_identity="service/scheduler"),
                 grants=signer,
@@ -67,7 +70,9 @@ async def _serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
             Service(live_pb2_grpc.add_LiveServiceServicer_to_server, LiveService(term=leader.term)),
         ]
         async with (
-            telemetry_server(settings.metrics_listen, metrics),
+            telemetry_server(
+                settings.metrics_listen, metrics, refresh=lambda: gauges.show(metrics, leader.current)
+            ),
             ServiceServer(
                 listen=settings.listen,
                 services=services,
@@ -79,13 +84,21 @@ async def _serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         ):
             leading = asyncio.create_task(leader.run(), name="leader")
             stopping = asyncio.create_task(stop.wait())
-            while not stop.is_set():
-                gauges.show(metrics, leader.current)
-                done, _ = await asyncio.wait(
-                    {leading, stopping}, timeout=REFRESH_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
-                if leading in done:
-                    leading.result()
+            done, _ = await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if leading in done:
+                leading.result()  # it never ends well: etcd refuses us for good
             # Resigned before the server drains: agents and the api are sent to the next leader at once.
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)
+
+
+def _grant_key(settings: SchedulerSettings) -> Ed25519PrivateKey:
+    try:
+        return grants.private_key(settings.grant_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"configuration: grant_key: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

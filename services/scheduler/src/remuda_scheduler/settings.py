@@ -1,4 +1,4 @@
-"""What an operator configures of a scheduler. Precedence: defaults < TOML < REMUDA_SCHEDULER__... < flags."""
+"""What an operator configures of a scheduler. Precedence: defaults < TOML < REMUDA_SCHEDULER_... < flags."""
 
 from pathlib import Path
 

@@ -66,7 +66,7 @@ def parse_filter(text: str, fields: Collection[str]) -> Filter:
 
 def _known(field: str, fields: Collection[str]) -> bool:
     group, dot, key = field.partition(".")
-    return field in fields or bool(dot and key and f"{group}." in fields)
+    return f"{group}." in fields and bool(key) if dot else field in fields
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:

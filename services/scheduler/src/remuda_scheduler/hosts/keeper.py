@@ -135,15 +135,15 @@ class HostKeeper:
         """
         async with self._claims.subscribe() as changes:
             async for change in changes:
-                if change.new is None:
-                    try:
-                        await self._released(
-                            InstanceId(change.key.removeprefix(self._keys.claims)), change.mod_revision
-                        )
-                    except NotLeader:
-                        return
-                    except EtcdError as error:  # looked at again when its host says something
-                        _log.warning("a released instance was not looked at", key=change.key, error=str(error))
+                if change.new is not None:
+                    continue
+                instance = InstanceId(change.key.removeprefix(self._keys.claims))
+                try:
+                    await self._released(instance, change.mod_revision)
+                except NotLeader:
+                    return
+                except EtcdError as error:  # looked at again when its host says something
+                    _log.warning("released, and not looked at", instance=instance, error=str(error))
 
     async def watch_hosts(self) -> None:
         """A host that is deleted is not listened to any more. Until cancelled. Raises as `watch_claims`."""

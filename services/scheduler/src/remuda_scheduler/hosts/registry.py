@@ -13,8 +13,8 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 
 DUPLICATE_WINDOW_SECONDS = 2.0
-"""A session heard within it is alive: another boot of the same UUID is then a second machine, not the first one
-come back from a reboot. Longer than a heartbeat's interval, shorter than any boot.
+"""A session heard within it is alive: another boot of the same UUID is then a second machine, not the first
+one come back from a reboot. Longer than a heartbeat's interval, shorter than any boot.
 """
 
 

@@ -1,7 +1,7 @@
 """Fans the progress of running operations out to whoever watches. Implements ports.ProgressHub."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda_core.ids import OperationId
@@ -25,6 +25,10 @@ class ProgressHub:
         """The operation is over: its watchers end."""
         self._latest.pop(operation_id, None)
         self._offer(operation_id, None)
+
+    def running(self) -> Iterator[tuple[OperationId, Progress]]:
+        """The newest progress of every operation that has told any."""
+        yield from self._latest.items()
 
     def end_all(self) -> None:
         """The leadership is over: watchers look for the next leader."""

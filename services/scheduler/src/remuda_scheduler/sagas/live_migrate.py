@@ -82,15 +82,12 @@ async def begin(run: _Run) -> None:
             f"the instance is on {host_name(HostId(status.host_id))}, not on {host_name(asserted)}",
             metadata={"host": host_name(HostId(status.host_id))},
         )
-    state = run.state
-    state.migration_id = new_migration_id(run)
-    state.source_host_id, state.source_epoch, state.source_pool = (
-        status.host_id,
-        status.epoch,
-        status.pool,
-    )
-    state.desired_run_state = status.state
-    state.admit_time.CopyFrom(run.metadata.create_time)
+    memory = run.state
+    memory.migration_id = new_migration_id(run)
+    memory.source_host_id, memory.source_pool = status.host_id, status.pool
+    memory.source_epoch = status.epoch
+    memory.desired_run_state = status.state
+    memory.admit_time.CopyFrom(run.metadata.create_time)
 
 
 async def note_run_state(run: _Run) -> None:

@@ -56,6 +56,14 @@ def begin(
     there.paused, there.incoming, there.reason = True, True, "migration"
     there.guest_agent, there.started_at = domain.guest_agent, domain.started_at
     world.tell(request.target_hostname, EventKind.STARTED, instance_id, "migrated")
+    disk_bytes = 0 if request.shared_disks else DISK_BYTES
+    if request.bandwidth_mib_s:
+        rate = request.bandwidth_mib_s * MIB
+        timings = replace(
+            timings,
+            migrate_disks=max(timings.migrate_disks, disk_bytes / rate),
+            migrate_memory=max(timings.migrate_memory, domain.live.memory_mib * MIB / rate),
+        )
     number, world.next_job = world.next_job, world.next_job + 1
     world.jobs[number] = FakeJob(
         number=number,
@@ -64,7 +72,7 @@ def begin(
         started=now,
         timings=timings,
         memory_bytes=domain.live.memory_mib * MIB,
-        disk_bytes=0 if request.shared_disks else DISK_BYTES,
+        disk_bytes=disk_bytes,
         resume=not domain.paused,
         # A guest that stands still already needs one pass.
         paused_at=now if domain.paused and math.isinf(timings.migrate_memory) else None,

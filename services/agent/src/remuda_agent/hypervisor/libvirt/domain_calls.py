@@ -30,6 +30,9 @@ _UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 )
 _COMPLETED = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+# What jobStats answers for a guest that is off, and on the receiving side of a migration.
+_NO_STATS = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
+_LOOKS = 5
 _PING = '{"execute": "guest-ping"}'
 
 
@@ -52,7 +55,17 @@ def find(connection: Any, instance_id: InstanceId) -> Any:
 
 def look(domain: Any) -> DomainView | None:
     """None: it is not Remuda's. Raises libvirtError, NO_DOMAIN too."""
-    state, reason = domain.state()
+    # One call tells the state, another the job: "runs, no job" must not be put together from before and
+    # after a switch-over. A guest does not change its state three times while it is looked at.
+    for _ in range(_LOOKS):
+        before = domain.state()
+        shown = _look(domain, *before)
+        if shown is None or domain.state() == before:
+            return shown
+    raise hypervisor_error(f"domain {domain.UUIDString()} changes faster than it can be looked at")
+
+
+def _look(domain: Any, state: int, reason: int) -> DomainView | None:
     persistent = bool(domain.isPersistent())
     current = domain_xml.parse(domain.XMLDesc(0))
     if current.stamp is None:
@@ -253,8 +266,7 @@ def _stats(domain: Any, flags: int) -> dict[str, Any]:
     try:
         stats: dict[str, Any] = domain.jobStats(flags)
     except libvirt.libvirtError as error:
-        # Off, or the receiving side of a migration, where libvirt refuses to tell.
-        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+        if error.get_error_code() not in _NO_STATS:
             raise
         return {}
     return stats
@@ -264,7 +276,8 @@ def _job(domain: Any, reason: str) -> DomainJob:
     try:
         return migration.running_job(domain.jobStats(0))
     except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+        if error.get_error_code() not in _NO_STATS:
             raise
         # "migration statistics are available only on the source host"
-        return DomainJob.MIGRATION_IN if reason == "migration" else DomainJob.NONE
+        unsupported = error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED
+        return DomainJob.MIGRATION_IN if unsupported or reason == "migration" else DomainJob.NONE

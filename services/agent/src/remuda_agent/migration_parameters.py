@@ -1,0 +1,86 @@
+"""What of a running migration has to survive the agent: one file per instance, and a mark beside it.
+
+<directory>/<instance>.migration   the StartMigration; its modification time is when the job began
+<directory>/<instance>.paused      the guest was paused so that the migration can end
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from google.protobuf.message import DecodeError
+from remuda.agent.v1.migration_pb2 import MigrationPolicy, StartMigration
+
+_log = structlog.get_logger(__name__)
+
+DEFAULT_TIMEOUT_SECONDS = 3600.0
+
+
+def timeout_seconds(policy: MigrationPolicy) -> float:
+    """From the start of the job to the switch-over."""
+    asked = policy.timeout.ToTimedelta().total_seconds() if policy.HasField("timeout") else 0.0
+    return asked or DEFAULT_TIMEOUT_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Of one migration. Blocking calls, each a few system calls long."""
+
+    path: Path
+    began: datetime
+    """This host's clock; the same over restarts of the agent."""
+
+    @classmethod
+    def keep(cls, directory: Path, start: StartMigration) -> "Parameters":
+        """Stored when it returns; what another life of this agent has stored for the same job stays."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{start.key.instance_id}.migration"
+        known = _read(path)
+        if known is None or known.key.operation_id != start.key.operation_id:
+            _paused(path).unlink(missing_ok=True)
+            draft = path.with_suffix(".new")
+            with draft.open("wb") as file:
+                file.write(start.SerializeToString())
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(path)
+        return cls(path=path, began=datetime.fromtimestamp(path.stat().st_mtime, UTC))
+
+    @staticmethod
+    def left_in(directory: Path) -> Iterator[StartMigration]:
+        """Every migration that was running when the agent ended."""
+        for path in sorted(directory.glob("*.migration")):
+            start = _read(path)
+            if start is not None:
+                yield start
+
+    @property
+    def paused_by_us(self) -> bool:
+        return _paused(self.path).exists()
+
+    def note_pause(self) -> None:
+        """Before the guest is paused: whoever comes after a crash must not leave it so."""
+        _paused(self.path).touch()
+
+    def forget(self) -> None:
+        """The migration is over."""
+        _paused(self.path).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def _paused(path: Path) -> Path:
+    return path.with_suffix(".paused")
+
+
+def _read(path: Path) -> StartMigration | None:
+    try:
+        return StartMigration.FromString(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except DecodeError:
+        # It is written by rename, so this is damage from outside. The leader asks again for what runs.
+        _log.error("a migration's parameters cannot be read", path=str(path))
+        return None

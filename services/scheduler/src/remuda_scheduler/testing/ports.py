@@ -1,0 +1,105 @@
+"""The scheduler's ports, as small as tests need them."""
+
+import asyncio
+from collections.abc import Sequence
+
+from remuda.compute.v1.operation_pb2 import PlacementExplanation, Progress
+from remuda.image.v1.chunk_pb2 import SignedGrant
+from remuda_core.etcd import ops
+from remuda_core.etcd.election import Leadership
+from remuda_core.etcd.model import TxnResult
+from remuda_core.ids import HostId, ImageId, OperationId
+
+from remuda_scheduler.ports import Decision, NothingFits, PlacementRequest
+from remuda_scheduler.store import StoreView
+
+
+class MortalLeadership:
+    """A term that ends, without a word, right after a chosen number of its writes."""
+
+    def __init__(self, inner: Leadership, writes: int | None) -> None:
+        self.epoch, self.cluster_id, self.lost = inner.epoch, inner.cluster_id, inner.lost
+        self.died = asyncio.Event()
+        self.written = 0
+        self._inner = inner
+        self._writes = writes
+
+    async def txn(
+        self,
+        *,
+        compare: Sequence[ops.Compare] = (),
+        success: Sequence[ops.Op] = (),
+        failure: Sequence[ops.Op] = (),
+        witness: str | None = None,
+        timeout: float | None = None,
+    ) -> TxnResult:
+        result = await self._inner.txn(
+            compare=compare, success=success, failure=failure, witness=witness, timeout=timeout
+        )
+        self.written += 1
+        if self.written == self._writes:
+            self.died.set()
+            await asyncio.Event().wait()
+        return result
+
+
+class FirstFit:
+    """Takes the first host that is not excluded and has room for one more reservation or instance."""
+
+    def __init__(self, store: StoreView, hosts: Sequence[HostId], room: int) -> None:
+        self.store, self.hosts, self.room = store, hosts, room
+        self.pool = "local"
+
+    async def choose(self, request: PlacementRequest) -> Decision:
+        taken = [entry.value.host_id for entry in self.store.statuses.items()] + [
+            held.host_id for entry in self.store.journals.items() for held in entry.value.reservations
+        ]
+        for host in self.hosts:
+            if host in request.excluded or request.host_id not in (None, host):
+                continue
+            if taken.count(host) < self.room:
+                explanation = PlacementExplanation(chosen_host=f"hosts/{host}", considered=len(self.hosts))
+                pool = request.source_pool or request.pool or self.pool
+                return Decision(host_id=host, pool=pool, explanation=explanation)
+        raise NothingFits(PlacementExplanation(considered=len(self.hosts), rejections={"room": 1}))
+
+
+class Grants:
+    """Signs nothing."""
+
+    def sign(self, *, host_id: HostId, operation_id: OperationId, images: Sequence[ImageId]) -> SignedGrant:
+        return SignedGrant(grant=f"{host_id} {operation_id} {images}".encode())
+
+
+class Hub:
+    def __init__(self) -> None:
+        self.shown: dict[OperationId, list[Progress]] = {}
+        self.finished: list[OperationId] = []
+
+    def publish(self, operation_id: OperationId, progress: Progress) -> None:
+        self.shown.setdefault(operation_id, []).append(progress)
+
+    def finish(self, operation_id: OperationId) -> None:
+        self.finished.append(operation_id)
+
+
+class Counters:
+    def __init__(self) -> None:
+        self.operations: list[tuple[str, str]] = []
+        self.steps: list[tuple[str, str, str]] = []
+        self.migrations: list[tuple[str, str, float | None]] = []
+
+    def operation_ended(self, action: str, outcome: str, seconds: float) -> None:
+        self.operations.append((action, outcome))
+
+    def step_ended(self, action: str, step: str, outcome: str, seconds: float) -> None:
+        self.steps.append((action, step, outcome))
+
+    def migration_ended(self, kind: str, outcome: str, downtime_seconds: float | None) -> None:
+        self.migrations.append((kind, outcome, downtime_seconds))
+
+    def operations_running(self, count: int) -> None:
+        pass
+
+    def debts(self, count: int) -> None:
+        pass
