@@ -129,6 +129,13 @@ def _kill(arguments: argparse.Namespace) -> None:
     print(f"{number.name} to {arguments.where}/{arguments.unit}")
 
 
+def _demo(_: argparse.Namespace) -> None:
+    # Imported here: the other verbs do without gRPC's start-up time.
+    from remuda_lab.demo import run_demo
+
+    run_demo()
+
+
 def _guest_image(_: argparse.Namespace) -> None:
     image = ensure_guest_image(tell=lambda line: print(line, file=sys.stderr, flush=True))
     print(image.qcow2)
@@ -193,6 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "STOP", "CONT"])
     kill.set_defaults(verb=_kill)
 
+    verbs.add_parser("demo", help="the whole mesh from nothing to nothing; two guests move").set_defaults(
+        verb=_demo
+    )
     verbs.add_parser("guest-image", help="build the guest, print its path").set_defaults(verb=_guest_image)
     verbs.add_parser("probe-kvm", help="run a throw-away guest with KVM").set_defaults(verb=_probe_kvm)
     return parser

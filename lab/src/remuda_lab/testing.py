@@ -15,23 +15,13 @@ import pytest
 from remuda_lab.guest import GuestImage, ensure_guest_image
 from remuda_lab.lab import Lab
 from remuda_lab.layout import lab_paths
+from remuda_lab.tether import tether
 
 
 def require_root() -> None:
     """Skip the calling test, with the reason, where namespaces cannot be made."""
     if os.geteuid() != 0:
         pytest.skip("the lab makes namespaces and bridges: run as root")
-
-
-@contextmanager
-def tether() -> Iterator[int]:
-    """The read end of a pipe that closes with this process."""
-    read_end, write_end = os.pipe()
-    try:
-        yield read_end
-    finally:
-        os.close(read_end)
-        os.close(write_end)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha import reflection_pb2
-from remuda_core.testing.waiting import wait_for
+from remuda_core.testing.waiting import wait_for_sync
 from remuda_lab.pki import KeyPair
 
 from tests.contract.foreign_client.conftest import GatewayProcess
@@ -240,15 +240,15 @@ def test_a_configuration_that_cannot_be_used_is_one_line_and_status_2(tmp_path: 
         assert "Traceback" not in done.stderr
 
 
-async def test_a_gateway_that_waits_for_etcd_ends_on_the_first_sigterm(tmp_path: Path) -> None:
+def test_a_gateway_that_waits_for_etcd_ends_on_the_first_sigterm(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("remuda-api")), "--listen=127.0.0.1:0"]
     log = tmp_path / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, '--etcd.endpoints=["127.0.0.1:1"]'], stderr=stderr)
     try:
-        await wait_for(lambda: "cache of" in log.read_text(), timeout=30, last_status=log.read_text)
+        wait_for_sync(lambda: "cache of" in log.read_text(), timeout=30, last_status=log.read_text)
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert process.wait(10) == 0
     finally:
         process.kill()
         process.wait()

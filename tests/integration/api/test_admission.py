@@ -182,6 +182,29 @@ async def test_the_same_request_id_gives_the_same_operation_also_concurrently_an
     assert len(await cluster.keys_under("operations/")) == 1
 
 
+async def test_operation_claim_and_request_id_are_written_by_one_transaction(
+    cluster: Cluster, alice: Client, pieces: Pieces
+) -> None:
+    """A gateway that dies leaves all of it or nothing: a repeated request finds it, or does it."""
+    request = pieces.request("web")
+    request.request_id = str(uuid.uuid4())
+    operation = await alice.instances.CreateInstance(request)
+    uid = InstanceId((await cluster.leader.record(operation.name)).instance_id)
+    keys = cluster.keys
+    written = [
+        await cluster.etcd.get(key)
+        for key in (
+            keys.operation(OperationId(operation.name.removeprefix("operations/"))),
+            keys.claim(uid),
+            keys.instance(ProjectId("demo"), uid),
+            keys.instance_status(uid),
+            keys.instance_name(ProjectId("demo"), "web"),
+            keys.request("user/alice", request.request_id),
+        )
+    ]
+    assert len({kv.create_revision if kv else 0 for kv in written}) == 1
+
+
 async def test_a_request_id_with_another_body_is_refused_and_belongs_to_one_caller(
     cluster: Cluster, alice: Client, admin: Client, pieces: Pieces
 ) -> None:

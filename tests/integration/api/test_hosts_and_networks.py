@@ -130,6 +130,9 @@ async def test_a_host_is_cordoned_and_uncordoned(cluster: Cluster, admin: Client
     first = await admin.hosts.CordonHost(cordon)
     again = await admin.hosts.CordonHost(cordon)
     assert (first.cordoned, first.etag) == (True, again.etag)
+    cordon.request_id = str(uuid.uuid4())
+    assert (await admin.hosts.CordonHost(cordon)).etag == first.etag
+    assert (await admin.hosts.CordonHost(cordon)).etag == first.etag
     host = await admin.hosts.UncordonHost(host_pb2.UncordonHostRequest(name="hosts/node-a"))
     assert not host.cordoned
     assert host.etag != first.etag

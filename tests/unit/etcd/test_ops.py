@@ -8,6 +8,7 @@ from remuda_core.etcd.client import witness_value
 from remuda_core.etcd.ops import (
     Compare,
     absent,
+    absent_prefix,
     create_is,
     delete,
     delete_prefix,
@@ -37,6 +38,11 @@ def test_the_empty_prefix_has_no_end() -> None:
 def test_deleting_the_empty_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="everything"):
         delete_prefix("")
+
+
+def test_comparing_the_empty_prefix_absent_is_refused() -> None:
+    with pytest.raises(ValueError, match="everything"):
+        absent_prefix("")
 
 
 @pytest.mark.parametrize("pin", [mod_is("/k", 7), mod_is("/k", 0), absent("/k"), create_is("/k", 0)])

@@ -129,7 +129,8 @@ class _LiveProgress:
     async def follow(self, source: AsyncIterator[public.Progress]) -> None:
         async for progress in source:
             # A new leader may know less for a moment: what a client has seen does not go backwards.
-            if self.newest is not None:
+            # Only within one kind of work: the next kind has a zero of its own.
+            if self.newest is not None and self.newest.WhichOneof("detail") == progress.WhichOneof("detail"):
                 progress.percent = max(progress.percent, self.newest.percent)
             self.newest = progress
             self._wake.set()

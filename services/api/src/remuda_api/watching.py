@@ -1,7 +1,7 @@
 """WatchInstances: everything there is, then every change, joined from three caches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,7 +11,6 @@ from remuda_core.etcd.cache import Entry, PrefixCache, Subscription
 from remuda_core.ids import InstanceId, ProjectId
 from remuda_core.names import instance_name
 
-from remuda_api.listing.instances import InstanceSnapshot
 from remuda_api.store.caches import Caches
 from remuda_api.store.instances import instance_message
 
@@ -55,13 +54,12 @@ class _Session:
         self._sent: dict[InstanceId, tuple[str, tuple[int, int, int]]] = {}
         self.revision = caches.instances.revision
 
-    def listing(self) -> list[Response]:
-        snapshot = InstanceSnapshot.of(self._caches)
+    def listing(self) -> Iterator[Response]:
+        """One by one: there may be more than a client takes in quickly."""
+        snapshot = self._caches.instances.snapshot()
         self.revision = snapshot.revision
-        found: list[Response] = []
-        for entry in snapshot.instances.items(prefix=self._prefix):
-            found += self._upsert(entry)
-        return found
+        for entry in snapshot.items(prefix=self._prefix):
+            yield from self._upsert(entry)
 
     def changed(self, instance: InstanceId) -> list[Response]:
         entry = self._entry(instance)

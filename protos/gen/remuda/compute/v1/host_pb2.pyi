@@ -296,7 +296,9 @@ class CreateHostRequest(_message.Message):
     host_id: _builtins.str
     """The host's UUID, as in its certificate."""
     request_id: _builtins.str
-    """UUID; the same id gives the same answer, the token included."""
+    """UUID; the same id gives the same host. Its token is drawn anew as long as nobody has enrolled with it,
+    since only the digest of the first one is kept.
+    """
     validate_only: _builtins.bool
     """All checks and no effect."""
     @_builtins.property

@@ -60,7 +60,13 @@ class Mutations:
         for _ in range(_TRIES):
             if (earlier := await self._requests.earlier(call)) is not None:
                 return await self._replay(earlier, kind)
-            plan = await attempt()
+            try:
+                plan = await attempt()
+            except RemudaError:
+                # It may have seen what a twin of this very call has just done.
+                if (earlier := await self._requests.earlier(call)) is not None:
+                    return await self._replay(earlier, kind)
+                raise
             if call.validate_only:
                 return Answer(response=plan.response, revision=0)
             answer = await self._commit(call, plan)
@@ -119,9 +125,9 @@ class Mutations:
 
 
 def stamp(message: Message, revision: int) -> None:
-    """Set the etag of a resource, or of the one resource that a response carries."""
+    """Set the etag of a resource, or of the one resource that a response carries; one that is set stays."""
     for name in ("host", ""):
         target = getattr(message, name, None) if name else message
         if isinstance(target, Message) and "etag" in target.DESCRIPTOR.fields_by_name:
-            target.etag = str(revision)  # type: ignore[attr-defined]
+            target.etag = target.etag or str(revision)  # type: ignore[attr-defined]
             return

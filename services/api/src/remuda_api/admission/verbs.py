@@ -160,7 +160,8 @@ class VerbAdmission:
         queued.CopyFrom(claim)
         queued.successor_id = pending.id
         cancel_key = self._keys.cancel(OperationId(claim.operation_id))
-        compare = [*self._unchanged(seen), self._new(pending)]
+        # Not the status: it is allowed from every state, and the holder writes it all the time.
+        compare = [ops.mod_is(seen.instance.key, seen.instance.mod_revision), self._new(pending)]
         compare.append(ops.mod_is(seen.claim_kv.key, seen.claim_kv.mod_revision))
         success = [
             put_operation(self._keys, pending),

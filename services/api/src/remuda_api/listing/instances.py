@@ -1,5 +1,6 @@
 """Views of instances: what the owner owns, joined with what the leader knows and with who holds it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from remuda_core.etcd.keys import Keys
 from remuda_core.etcd.ops import MAX_OPS
 from remuda_core.ids import InstanceId
 
-from remuda_api.listing.pages import View
+from remuda_api.listing.pages import BREATH, View
 from remuda_api.store.caches import Caches, entry_of
 
 
@@ -61,7 +62,9 @@ class InstanceSnapshot:
         )
 
     async def rows(self, prefix: str, start_after: str) -> AsyncIterator[InstanceRow]:
-        for entry in self.instances.items(prefix=prefix, start_after=start_after):
+        for number, entry in enumerate(self.instances.items(prefix=prefix, start_after=start_after)):
+            if number % BREATH == BREATH - 1:
+                await asyncio.sleep(0)
             yield self.row(entry)
 
 

@@ -4,6 +4,7 @@ The first page pins what the cache holds for 60 s; a token leads back to it. Aft
 replica, the same revision is read from etcd; when it has been compacted, PAGE_TOKEN_EXPIRED.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from remuda_api.store.caches import entry_of
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 PIN_SECONDS = 60.0
+BREATH = 1000
+"""Rows after which others get their turn: a filter may pass over all there are."""
 _MOST_PINS = 256
 
 R = TypeVar("R", bound="Row")
@@ -141,7 +144,9 @@ class SnapshotView(Generic[M]):
         self._snapshot = snapshot
 
     async def rows(self, prefix: str, start_after: str) -> AsyncIterator[Entry[M]]:
-        for entry in self._snapshot.items(prefix=prefix, start_after=start_after):
+        for number, entry in enumerate(self._snapshot.items(prefix=prefix, start_after=start_after)):
+            if number % BREATH == BREATH - 1:
+                await asyncio.sleep(0)
             yield entry
 
 

@@ -8,7 +8,7 @@ import structlog
 from google.protobuf.message import Message
 from remuda.store.v1.operation_pb2 import OperationRecord
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.etcd.errors import EtcdError, NotLeader
+from remuda_core.etcd.errors import EtcdError, InvalidRequest, NotLeader, TooLarge
 from remuda_core.ids import HostId, InstanceId, OperationId
 
 from remuda_scheduler.engine.debts import DebtCollector
@@ -113,6 +113,9 @@ class Engine:
                 return
             except NotLeader:
                 return
+            except (InvalidRequest, TooLarge):
+                # etcd refuses what we ask as such: a fault of ours that repeating does not mend.
+                _log.exception("etcd refuses a write", operation=operation)
             except (Interrupted, EtcdError) as error:
                 _log.info("operation is loaded again", operation=operation, error=str(error))
             except Exception:

@@ -69,8 +69,7 @@ class Run(Generic[S]):
         """What was sent to a host last in this step: becomes the debt when the host cannot be reached."""
         self.silent: set[HostId] = set()
         """Hosts that used up the engine's patience: they are asked once more per step, not waited for."""
-        self.pending: list[ops.Op] = []
-        """Goes into the next journal write."""
+        self._pending: dict[bytes, ops.Op] = {}
         self.started = time.monotonic()
         self.log = _log.bind(operation=record.id, action=record.action, instance=record.instance_id)
 
@@ -91,6 +90,16 @@ class Run(Generic[S]):
         return self.record.metadata
 
     # --- etcd ---
+
+    @property
+    def pending(self) -> list[ops.Op]:
+        """What the next journal write, or the last txn of the operation, takes with it."""
+        return list(self._pending.values())
+
+    def with_next_write(self, op: ops.Op) -> None:
+        """A later op on the same key takes the place of an earlier one: etcd refuses both in one txn."""
+        key = op.request_put.key or op.request_delete_range.key
+        self._pending[key] = op
 
     async def read(self, *keys: str) -> list[KeyValue | None]:
         """Several keys at one revision."""
@@ -130,7 +139,7 @@ class Run(Generic[S]):
         if not result.succeeded:
             self.check_journal(result.responses[0].kv)
             return False
-        self.pending.clear()
+        self._pending.clear()
         self.journal_revision = result.revision
         self.services.newest_journal = max(self.services.newest_journal, result.revision)
         return True

@@ -243,7 +243,7 @@ def _owe(run: Run[Any], index: int, error: RemudaError) -> bool:
     host, request = run.last_order
     debt = debt_of(host, request)
     key = run.services.keys.debt(host, run.operation_id, request.key.step)
-    run.pending.append(ops.put(key, debt.SerializeToString(deterministic=True)))
+    run.with_next_write(ops.put(key, debt.SerializeToString(deterministic=True)))
     position.mark(run.journal, run.metadata, index, OperationStep.STATE_OWED, now(), to_status(error))
     run.log.warning("left as a debt", host=host, step=request.key.step, error=str(error))
     return True

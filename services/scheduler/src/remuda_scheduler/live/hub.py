@@ -16,8 +16,10 @@ class ProgressHub:
 
     def publish(self, operation_id: OperationId, progress: Progress) -> None:
         known = self._latest.get(operation_id)
-        if known is not None and progress.percent < known.percent:
-            progress.percent = known.percent  # percent never falls, whoever measured it
+        # Percent never falls, whoever measured it; but each kind of work (the base image's bytes, then the
+        # guest's) starts from its own zero.
+        if known is not None and known.WhichOneof("detail") == progress.WhichOneof("detail"):
+            progress.percent = max(progress.percent, known.percent)
         self._latest[operation_id] = progress
         self._offer(operation_id, progress)
 

@@ -96,12 +96,13 @@ async def give_ports_back(run: Run[Any], ports: Sequence[Port]) -> None:
         return
     debt = await last_debt(run)
     if debt is None:
-        run.pending += freed_ports(run.services.keys, ports)
+        for op in freed_ports(run.services.keys, ports):
+            run.with_next_write(op)
         return
     key, record = debt
     del record.ports[:]
     record.ports.extend(ports)
-    run.pending.append(ops.put(key, record.SerializeToString(deterministic=True)))
+    run.with_next_write(ops.put(key, record.SerializeToString(deterministic=True)))
 
 
 async def last_debt(run: Run[Any]) -> tuple[str, Debt] | None:

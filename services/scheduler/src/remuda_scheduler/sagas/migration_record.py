@@ -44,7 +44,7 @@ def put_migration(
     name = migration_name(run.project, run.instance_id, migration_id)
     run.metadata.migration = name
     record = MigrationRecord(migration=_migration(run, name, state, end_time, error))
-    run.pending.append(
+    run.with_next_write(
         ops.put(
             run.services.keys.migration(run.instance_id, migration_id),
             record.SerializeToString(deterministic=True),

@@ -7,7 +7,6 @@ find their domains and running jobs again after a restart.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import math
 from collections import defaultdict
@@ -59,13 +58,13 @@ class FakeFabric:
     def transaction(self) -> Iterator[World]:
         """The world, settled up to now. An exception keeps what was settled and changed before it."""
         with self._loaded() as world:
-            settled = world.settle(self.clock.now())
+            settled, due = world.settle(self.clock.now()), world.next_due()
             try:
                 yield world
                 # A job without duration is over when the call that began it returns.
                 world.settle(self.clock.now())
             finally:
-                self._tell(world, woken=settled)
+                self._tell(world, woken=settled or world.next_due() != due)
 
     @contextmanager
     def _loaded(self) -> Iterator[World]:
@@ -75,6 +74,11 @@ class FakeFabric:
         with self._file.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             text = self._file.read_text() if self._file.exists() else ""
+            if text != self._seen:
+                # Another process has written; what it told its subscribers, ours did not hear.
+                for fanout in self._fanouts.values():
+                    fanout.relist()
+                self._wake()
             world = saved.load(text) if text else World()
             try:
                 yield world
@@ -94,9 +98,12 @@ class FakeFabric:
                 HypervisorEvent(kind=event.kind, instance_id=event.instance_id, detail=event.detail, time=now)
             )
         if told or woken:
-            for waiting in self._waiting:
-                if not waiting.done():
-                    waiting.set_result(None)
+            self._wake()
+
+    def _wake(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
 
     @asynccontextmanager
     async def awake(self) -> AsyncIterator[None]:
@@ -145,13 +152,8 @@ class FakeFabric:
 
     async def _changed_by_another_process(self) -> None:
         assert self._file is not None
-        while True:
+        while not self._file.exists() or self._file.read_text() == self._seen:
             await asyncio.sleep(FILE_POLL_SECONDS)
-            with contextlib.suppress(FileNotFoundError):
-                if self._file.read_text() != self._seen:
-                    for fanout in self._fanouts.values():
-                        fanout.relist()
-                    return
 
     def add_host(self, name: str) -> FakeHost:
         """Known and reachable from then on; adding it again changes nothing."""
