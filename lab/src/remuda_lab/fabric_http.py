@@ -31,7 +31,9 @@ def get(init: ProcessRef, address: tuple[str, int], path: str, *, timeout: float
     return body
 
 
-def query(init: ProcessRef, prometheus: tuple[str, int], expression: str) -> list[tuple[dict[str, str], float]]:
+def query(
+    init: ProcessRef, prometheus: tuple[str, int], expression: str
+) -> list[tuple[dict[str, str], float]]:
     """An instant query to Prometheus: labels and value of each sample. Raises LabError."""
     body = get(init, prometheus, f"/api/v1/query?query={quote(expression)}")
     answer: dict[str, Any] = json.loads(body)

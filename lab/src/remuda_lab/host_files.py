@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from remuda_lab.commands import find
 from remuda_lab.layout import LOCAL_POOL, SHARED_POOL, HostPaths, HostPlan, hosts_file
 from remuda_lab.pki import Authority
 
@@ -22,6 +23,11 @@ _VAR_DIRECTORIES = (
     *("lib/libvirt/qemu", "lib/libvirt/images", "log/libvirt/qemu", "cache/libvirt/qemu"),
     *("lib/remuda", "log/remuda", "spool", "tmp"),
 )
+
+QEMU_WRAPPER = Path(__file__).with_name("qemu_wrapper.sh")
+_WRAPPER_INSIDE = "/etc/remuda-lab/qemu-system-x86_64"
+_REAL_PREFIX = "/run/remuda-lab"
+"""QEMU looks for its firmware and modules relative to where it was started: a prefix with links to /usr."""
 
 LIBVIRT_TLS_PORT = 16514
 LIBVIRT_TCP_PORT = 16509
@@ -93,6 +99,9 @@ def install_host(
     _write(paths.etc / "hosts", hosts_file(hosts))
     _write(paths.etc / "libvirt/libvirtd.conf", render_conf(libvirtd_conf(plan, tcp=tcp)))
     _write(paths.etc / "libvirt/qemu.conf", render_conf(qemu_conf(plan)))
+    wrapper = paths.etc / _WRAPPER_INSIDE.removeprefix("/etc/")
+    _write(wrapper, QEMU_WRAPPER.read_text())
+    wrapper.chmod(0o755)
     for directory in _VAR_DIRECTORIES:
         (paths.var / directory).mkdir(parents=True, exist_ok=True)
     (paths.var / "tmp").chmod(0o1777)
@@ -123,8 +132,21 @@ def setup_commands(paths: HostPaths, plan: HostPlan, shared_pool: Path) -> list[
         # Terminals of its own: a serial console is a pty, and a power failure must take it along.
         ["mount", "-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=620,gid=5", "devpts", "/dev/pts"],
         ["mount", "--bind", "/dev/pts/ptmx", "/dev/ptmx"],
+        *_wrap_qemu(str(find("qemu-system-x86_64").resolve())),
     ]
     return commands
+
+
+def _wrap_qemu(program: str) -> list[list[str]]:
+    """Put the wrapper where libvirtd finds QEMU, and QEMU where the wrapper finds it."""
+    real = f"{_REAL_PREFIX}/bin/qemu-system-x86_64"
+    return [
+        ["mkdir", "-p", f"{_REAL_PREFIX}/bin"],
+        ["ln", "-s", "/usr/share", "/usr/lib", _REAL_PREFIX],
+        ["touch", real],
+        ["mount", "--bind", program, real],
+        ["mount", "--bind", _WRAPPER_INSIDE, program],
+    ]
 
 
 def _write(path: Path, text: str) -> None:

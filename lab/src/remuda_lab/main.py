@@ -44,7 +44,10 @@ def _up(arguments: argparse.Namespace) -> None:
     else:
         cluster = Cluster(lab)
         cluster.up(
-            hosts=arguments.hosts, tcp=arguments.tcp, port=arguments.port, tell=lambda line: print(line, flush=True)
+            hosts=arguments.hosts,
+            tcp=arguments.tcp,
+            port=arguments.port,
+            tell=lambda line: print(line, flush=True),
         )
         lines = [*cluster.client.how_to(), "remuda-lab status; remuda-lab down"]
     names = ", ".join(lab.running_hosts())

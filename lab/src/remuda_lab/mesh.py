@@ -22,7 +22,7 @@ from remuda.compute.v1.operation_pb2_grpc import OperationServiceStub
 
 from remuda_lab.cluster import Cluster
 from remuda_lab.cluster.cli import Cli
-from remuda_lab.cluster.client import ADMIN, PROJECT
+from remuda_lab.cluster.client import ADMIN
 from remuda_lab.cluster.populate import NETWORK, wait_hosts_up
 from remuda_lab.guest import GuestImage
 from remuda_lab.guest_view import GuestView
@@ -101,9 +101,7 @@ class Mesh:
             instance_pb2.GetInstanceRequest(name=name), timeout=CALL_SECONDS, wait_for_ready=True
         )
 
-    def live_migrate(
-        self, guest: Guest, *, to: str = "", bandwidth: int = 0
-    ) -> operations_pb2.Operation:
+    def live_migrate(self, guest: Guest, *, to: str = "", bandwidth: int = 0) -> operations_pb2.Operation:
         """Admit a live migration and return at once. ``bandwidth`` in MiB/s, 0 for no cap."""
         return self.instances.LiveMigrateInstance(
             instance_pb2.LiveMigrateInstanceRequest(
@@ -221,7 +219,16 @@ class Mesh:
 
     def etcd(self, prefix: str = "") -> dict[str, bytes]:
         """Keys below /remuda/v1/ + prefix, without that, and their values."""
-        argv = ["etcdctl", "--endpoints", "127.0.0.1:2379", "get", "--prefix", f"/remuda/v1/{prefix}", "-w", "json"]
+        argv = [
+            "etcdctl",
+            "--endpoints",
+            "127.0.0.1:2379",
+            "get",
+            "--prefix",
+            f"/remuda/v1/{prefix}",
+            "-w",
+            "json",
+        ]
         text = self.lab.fabric().run(["env", "ETCDCTL_API=3", *argv])
         return {_text(kv["key"]).removeprefix("/remuda/v1/"): _raw(kv["value"]) for kv in _kvs(text)}
 

@@ -1,6 +1,6 @@
 """Fixtures for end-to-end tests. A conftest.py takes them with ``from remuda_lab.testing import ...``.
 
-``bare_lab`` has hosts and libvirt but no services. Labs of tests are tethered: they end with the test process
+``bare_lab`` has hosts and libvirt but no services; ``mesh`` has everything, and the guest image uploaded. Labs of tests are tethered: they end with the test process
 however that ends, and what an older run left is swept before a new lab starts.
 """
 
@@ -12,9 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from remuda_lab.cluster import Cluster
+from remuda_lab.cluster.settings import Options
 from remuda_lab.guest import GuestImage, ensure_guest_image
 from remuda_lab.lab import Lab
 from remuda_lab.layout import lab_paths
+from remuda_lab.mesh import Mesh
 from remuda_lab.tether import tether
 
 
@@ -45,6 +48,35 @@ def bare_lab() -> Iterator[Lab]:
     """Three hosts with libvirt, without any service of Remuda."""
     with running_lab("bare", hosts=3) as lab:
         yield lab
+
+
+@contextmanager
+def running_mesh(name: str, *, options: Options | None = None) -> Iterator[Mesh]:
+    """A mesh of its own for the length of the block; everything is proven gone at the end."""
+    require_root()
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    lab = Lab(lab_paths(f"test-{name}{'-' if worker else ''}{worker}"))
+    lab.down()
+    cluster = Cluster(lab)
+    with tether() as read_end:
+        cluster.up(tether=read_end, options=options)
+        failed = True
+        try:
+            with cluster.client.channel() as channel:
+                mesh = Mesh(cluster=cluster, image=ensure_guest_image(), channel=channel)
+                mesh.upload_image()
+                yield mesh
+            failed = False
+        finally:
+            # After a failure of the fixture itself the logs are all there is to look at.
+            lab.down(keep_files=failed)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[Mesh]:
+    """The whole cluster, three hosts, the guest image as ``guest``."""
+    with running_mesh("mesh") as mesh:
+        yield mesh
 
 
 @pytest.fixture(scope="session")

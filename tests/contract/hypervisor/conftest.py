@@ -102,7 +102,7 @@ class FakeHosts:
         """The fake opens no files."""
 
     def slow(self) -> None:
-        self.fabric.timings = FakeTimings(migrate_disks=5, migrate_memory=30, switch_over=0.1)
+        self.fabric.timings = FakeTimings(migrate_disks=0.5, migrate_memory=30, switch_over=0.1)
 
     def request(self, guest: DomainDescription, *, shared: bool = False) -> MigrationRequest:
         return _request(guest, shared=shared)

@@ -111,6 +111,7 @@ async def test_a_paused_guest_moves_and_can_be_paused_and_resumed_there(hosts: H
     await hosts.a.pause(guest.instance_id)
     await hosts.a.migrate(hosts.request(guest))
     assert (await shown(hosts.b, guest)).active
+    print("XXX", hosts.driver, await shown(hosts.b, guest))
     await hosts.b.pause(guest.instance_id)
     assert (await shown(hosts.b, guest)).power_state is PowerState.PAUSED
     await hosts.b.resume(guest.instance_id)
@@ -184,7 +185,8 @@ async def test_a_guest_that_stands_still_still_arrives(hosts: Hosts) -> None:
     """The last rung of the ladder: paused by us in the middle, it finishes, and can be resumed there."""
     guest = await running(hosts)
     hosts.slow()
-    moving = asyncio.create_task(hosts.a.migrate(hosts.request(guest)))
+    # A guest that stands still has to be sent too: quick enough for a test, slow enough to be paused in.
+    moving = asyncio.create_task(hosts.a.migrate(replace(hosts.request(guest), bandwidth_mib_s=16)))
     await wait_for(lambda: moving.done() or hosts.a.job_stats(guest.instance_id), timeout=30)
     with contextlib.suppress(RemudaError):  # it may have arrived by then
         await hosts.a.pause(guest.instance_id)

@@ -1,14 +1,170 @@
-"""CreateInstance: a guest that runs, or nothing at all."""
+"""CreateInstance: a guest that runs, or nothing at all and why."""
 
-from remuda.compute.v1.instance_pb2 import Instance
+import asyncio
+
+from remuda.compute.v1.host_pb2 import Host
+from remuda.compute.v1.instance_pb2 import (
+    DeleteInstanceRequest,
+    Instance,
+    StartInstanceRequest,
+)
+from remuda.compute.v1.network_pb2 import Network
 from remuda.compute.v1.operation_pb2 import OperationMetadata
+from remuda.store.v1.host_pb2 import NetworkRecord
+from remuda_core.errors import Reason
+from remuda_core.rpc.status import from_status
+from remuda_core.testing.hosts import FakeHost
+from remuda_scheduler.addresses import derived_mac
+from remuda_scheduler.testing.cluster import NETWORK, Cluster
+
+DONE, FAILED = OperationMetadata.STATE_DONE, OperationMetadata.STATE_FAILED
 
 
-async def test_a_launch_ends_with_a_running_guest_that_the_record_knows(cluster) -> None:
+async def make_network(cluster: Cluster, cidr: str, gateway: str) -> None:
+    network = Network(physical_network="physnet", cidr=cidr, gateway=gateway)
+    record = NetworkRecord(id=NETWORK, network=network)
+    await cluster.etcd.put(cluster.keys.network(NETWORK), record.SerializeToString())
+
+
+async def test_the_answer_is_the_instance_and_the_timeline_says_who_asked(cluster: Cluster) -> None:
     instance, operation = await cluster.launch()
     await cluster.lead()
-    record = await cluster.ended(operation)
-    assert record.metadata.state == OperationMetadata.STATE_DONE, record
+    record = await cluster.done(operation, DONE)
+    answer = Instance()
+    assert record.response.Unpack(answer)
+    assert (answer.uid, answer.state, answer.host) == (
+        instance,
+        Instance.STATE_RUNNING,
+        f"hosts/{cluster.a}",
+    )
+    assert answer.network_interfaces[0].address == "10.78.0.2"
+    assert record.metadata.placement.chosen_host == f"hosts/{cluster.a}"
+    assert await cluster.events(instance) == ["OPERATION_DONE"]
+    assert cluster.hub.shown[operation][-1].percent == 50
+
+
+async def test_concurrent_launches_never_share_an_address_or_a_mac(cluster: Cluster) -> None:
+    await cluster.lead()
+    launched = [await cluster.launch(name=f"vm-{number}") for number in range(30)]
+    await asyncio.gather(*(cluster.done(operation, DONE) for _, operation in launched))
+    ports = [(await cluster.status(instance)).ports[0] for instance, _ in launched]
+    assert len({port.address for port in ports}) == 30
+    assert len({port.mac_address for port in ports}) == 30
+    assert len(await cluster.left("ports")) == len(await cluster.left("macs")) == 30
+
+
+async def test_a_mac_that_is_taken_is_derived_anew(cluster: Cluster) -> None:
+    instance, operation = await cluster.launch()
+    taken = derived_mac(instance, 0, 0)
+    await cluster.etcd.put(cluster.keys.mac(taken), b"somebody else's port")
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    assert (await cluster.status(instance)).ports[0].mac_address == derived_mac(instance, 0, 1)
+
+
+async def test_an_address_that_somebody_has_is_refused_and_nothing_is_left(cluster: Cluster) -> None:
+    _, first = await cluster.launch(address="10.78.0.9", name="one")
+    await cluster.lead()
+    await cluster.done(first, DONE)
+    instance, second = await cluster.launch(address="10.78.0.9", name="two")
+    record = await cluster.done(second, FAILED)
+    assert from_status(record.error).reason is Reason.ADDRESS_TAKEN
+    assert (await cluster.status(instance)).state == Instance.STATE_FAILED
+    assert await cluster.left("ports") == ["ports/lan/10.78.0.9"]
+    await cluster.nothing_is_open()
+
+
+async def test_a_network_that_is_used_up_fails_the_launch_until_an_address_is_given_back(
+    cluster: Cluster,
+) -> None:
+    await make_network(cluster, "10.78.0.0/30", "10.78.0.1")
+    first, operation = await cluster.launch(name="one")
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    _, refused = await cluster.launch(name="two")
+    assert from_status((await cluster.done(refused, FAILED)).error).reason is Reason.NO_ADDRESS_LEFT
+    delete = await cluster.admit("DeleteInstance", first, DeleteInstanceRequest())
+    await cluster.done(delete, DONE)
+    _, again = await cluster.launch(name="three")
+    await cluster.done(again, DONE)
+
+
+async def test_a_launch_that_no_host_can_take_says_what_was_considered(cluster: Cluster) -> None:
+    cluster.room = 0
+    instance, operation = await cluster.launch()
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.NO_HOST_FITS
+    assert record.metadata.placement.considered == 3
+    assert dict(record.metadata.placement.rejections) == {"room": 1}
+    assert "launch failed" in (await cluster.status(instance)).status_message
+    await cluster.nothing_is_left()
+
+
+async def test_launches_at_the_same_time_do_not_overbook_a_host(cluster: Cluster) -> None:
+    cluster.room = 1
+    launched = [await cluster.launch(name=f"vm-{number}") for number in range(5)]
+    await cluster.lead()
+    records = await asyncio.gather(*(cluster.ended(operation) for _, operation in launched))
+    assert sorted(record.metadata.state for record in records) == [DONE] * 3 + [FAILED] * 2
+    assert all(len(host.domains) == 1 for host in cluster.agents.hosts.values())
+
+
+async def test_a_host_that_does_not_exist_is_named_in_the_refusal(cluster: Cluster) -> None:
+    _, operation = await cluster.launch(host="hosts/nowhere")
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.HOST_NOT_FOUND
+    await cluster.nothing_is_left()
+
+
+async def test_a_host_may_be_asked_for_by_its_name(cluster: Cluster) -> None:
+    instance, operation = await cluster.launch(host="hosts/beta")
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    assert (await cluster.status(instance)).host_id == cluster.b
+
+
+async def test_addresses_stay_taken_until_the_dead_host_has_paid(cluster: Cluster) -> None:
+    """The guest may run there with them, however long."""
+
+    async def die(host: FakeHost, _: object) -> None:
+        cluster.agents.after = alive
+        host.fall_silent()
+
+    alive = cluster.agents.after
+    instance, operation = await cluster.launch()
+    cluster.agents.after = die
+    term = await cluster.lead()
+    await cluster.done(operation, FAILED)
     status = await cluster.status(instance)
-    assert status.state == Instance.STATE_RUNNING
-    print(record, status)
+    assert (status.state, status.host_id, list(status.ports)) == (Instance.STATE_FAILED, "", [])
+    assert await cluster.left("ports") == ["ports/lan/10.78.0.2"]
+    delete = await cluster.admit("DeleteInstance", instance, DeleteInstanceRequest())
+    await cluster.done(delete, DONE)
+    assert await cluster.left("ports") == ["ports/lan/10.78.0.2"]
+
+    cluster.agents.hosts[cluster.a].come_back()
+    await term.engine.pay_debts(cluster.a)
+    await cluster.nothing_is_left()
+
+
+async def test_nothing_is_ordered_of_a_host_that_is_fenced(cluster: Cluster) -> None:
+    instance, operation = await cluster.launch(host=f"hosts/{cluster.a}")
+    await cluster.set_host_state(cluster.a, Host.STATE_FENCED)
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.HOST_UNREACHABLE
+    assert cluster.agents.log == []
+    assert (await cluster.status(instance)).state == Instance.STATE_FAILED
+
+
+async def test_an_instance_whose_launch_failed_cannot_be_started(cluster: Cluster) -> None:
+    cluster.room = 0
+    instance, operation = await cluster.launch()
+    await cluster.lead()
+    await cluster.done(operation, FAILED)
+    start = await cluster.admit("StartInstance", instance, StartInstanceRequest())
+    record = await cluster.done(start, FAILED)
+    assert from_status(record.error).reason is Reason.STATE_FORBIDS_ACTION
+    assert (await cluster.status(instance)).state == Instance.STATE_FAILED

@@ -18,7 +18,11 @@ from remuda_lab.pki import Authority, KeyPair, user_identity
 
 PROJECT = "demo"
 ADMIN = "admin"
-USERS = {ADMIN: ("admin", f"project:{PROJECT}"), "alice": (f"project:{PROJECT}",), "mallory": ("project:other",)}
+USERS = {
+    ADMIN: ("admin", f"project:{PROJECT}"),
+    "alice": (f"project:{PROJECT}",),
+    "mallory": ("project:other",),
+}
 """User name to the roles in the certificate."""
 
 
@@ -57,9 +61,7 @@ class LabClient:
         return (self.directory / "token").read_text().strip()
 
     def pair(self, user: str) -> KeyPair:
-        return KeyPair(
-            certificate=self.directory / user / "cert.pem", key=self.directory / user / "key.pem"
-        )
+        return KeyPair(certificate=self.directory / user / "cert.pem", key=self.directory / user / "key.pem")
 
     def environment(self, user: str = ADMIN) -> dict[str, str]:
         """For the CLI, with a certificate."""
@@ -115,7 +117,7 @@ class LabClient:
             f"buf curl --cacert {self.ca} --cert {pair.certificate} --key {pair.key} \\",
             f"    https://{self.endpoint}/{call}",
             f"buf curl --cacert {self.ca} -H 'Authorization: Bearer {self.token}' \\",
-            f"    -d '{{\"parent\": \"projects/{PROJECT}\"}}' "
+            f'    -d \'{{"parent": "projects/{PROJECT}"}}\' '
             f"https://{self.token_endpoint}/remuda.compute.v1.InstanceService/ListInstances",
         ]
 

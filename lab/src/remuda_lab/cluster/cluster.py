@@ -89,7 +89,12 @@ class Cluster:
 
     def _write_services(self, authority: Authority, client: LabClient, options: Options) -> None:
         paths = self.lab.paths
-        for directory in (paths.config, paths.logs, paths.image_store / "chunks", paths.image_store / "scratch"):
+        for directory in (
+            paths.config,
+            paths.logs,
+            paths.image_store / "chunks",
+            paths.image_store / "scratch",
+        ):
             directory.mkdir(parents=True, exist_ok=True)
         paths.etcd.mkdir(mode=0o700, exist_ok=True)
         tokens = paths.config / "tokens.toml"
@@ -99,7 +104,10 @@ class Cluster:
         for name, address in SERVICE_ADDRESSES.items():
             reached = (address, FORWARDED) if name == "api" else (address,)
             identity = service_identity(
-                name.rstrip("-12"), instance=name, addresses=reached, extra_dns=("localhost",) * (name == "api")
+                name.rstrip("-12"),
+                instance=name,
+                addresses=reached,
+                extra_dns=("localhost",) * (name == "api"),
             )
             pairs[name] = authority.issue(identity, paths.pki / "services" / name)
         documents = {

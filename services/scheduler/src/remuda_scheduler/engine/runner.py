@@ -88,10 +88,11 @@ async def _shake_hands(run: Run[Any]) -> None:
 async def _forward(run: Run[Any]) -> RemudaError | None:
     """None: all steps are complete. Else why not."""
     while (step := position.next_step(run.saga, run.journal)) is not None:
-        if run.cancelled.is_set() and not run.journal.committed:
-            return cancelled()
         index = position.last_entry(run.journal, step.name)
-        if index >= 0 and run.journal.entries[index].state == OperationStep.STATE_RUNNING:
+        begun = index >= 0 and run.journal.entries[index].state == OperationStep.STATE_RUNNING
+        if run.cancelled.is_set() and _may_be_cancelled(run, step, begun=begun):
+            return cancelled()
+        if begun:
             run.journal.entries[index].attempts += 1
             run.metadata.state = OperationMetadata.STATE_RUNNING
             await run.commit()
@@ -101,6 +102,12 @@ async def _forward(run: Run[Any]) -> RemudaError | None:
         if error is not None:
             return error
     return None
+
+
+def _may_be_cancelled(run: Run[Any], step: Step[Any], *, begun: bool) -> bool:
+    """Not past the point of no return, and not inside a step that knows better how to stop."""
+    decided = run.journal.committed or step.commits is Commit.BY_EVIDENCE
+    return not decided and not (begun and step.handles_cancel)
 
 
 async def _open(run: Run[Any], step: Step[Any]) -> bool:

@@ -223,6 +223,11 @@ async def run_migration(run: _Run) -> None:
     await move_guest(run, request_of(run), await _spec(run, record, status))
 
 
+async def stop_migration(run: _Run) -> None:
+    record, status = await run.instance()
+    await settle(run, request_of(run), await _spec(run, record, status))
+
+
 async def move_ownership(run: _Run) -> None:
     def change(status: InstanceStatus) -> None:
         status.host_id = run.state.target_host_id
@@ -250,6 +255,9 @@ async def finish_target(run: _Run) -> None:
     run.state.finished.CopyFrom(
         await run.order(run.state.target_host_id, run.state.target_epoch, finish_incoming=work)
     )
+    if run.state.finished.HasField("resume_time"):
+        resumed, host = run.state.finished.resume_time, host_name(HostId(run.state.target_host_id))
+        add_milestone(run, MigrationMilestone(type="TARGET_RESUMED", host=host, time=resumed))
     milestone(run, "TARGET_DEFINED", run.state.target_host_id)
 
 
@@ -343,7 +351,7 @@ SAGA = Saga(
         Step(
             name="guest_moved",
             do=run_migration,
-            undo=settle,
+            undo=stop_migration,
             host=_source,
             deadline_seconds=_FOREVER_SECONDS,
             handles_cancel=True,

@@ -104,9 +104,16 @@ def milestone(run: _Run, kind: str, host: str) -> None:
 
 
 def add_milestone(run: _Run, seen: MigrationMilestone) -> None:
-    """As told by an agent; a joined job tells all of them again."""
-    if all(known.type != seen.type for known in run.state.timeline):
-        run.state.timeline.append(seen)
+    """As told by an agent; a joined job tells all of them again.
+
+    Kept in the order in which they happen: the target tells when the guest resumed only after the source was
+    cleaned, and two hosts' clocks cannot be compared.
+    """
+    timeline = run.state.timeline
+    if all(known.type != seen.type for known in timeline):
+        timeline.append(seen)
+        order = list(_SENTENCES)
+        timeline.sort(key=lambda one: order.index(one.type) if one.type in order else len(order))
 
 
 def timeline_events(run: _Run) -> tuple[InstanceEvent, ...]:

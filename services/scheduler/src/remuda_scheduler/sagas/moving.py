@@ -81,7 +81,7 @@ async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: Domai
             # A cancel that came before the job: do not begin it only to stop it.
             if run.cancelled.is_set() and await look(run) is Outcome.STAYED:
                 raise cancelled()
-            await _follow(run, _start(run, request, spec))
+            await _follow(run, _start(run, request, spec), run.cancelled)
         outcome = await look(run)
         run.log.info("migration judged", outcome=outcome.name)
         match outcome:
@@ -101,13 +101,18 @@ async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: Domai
                 await _wait(run, outcome, strange)
 
 
-async def settle(run: _Run) -> None:
+async def settle(run: _Run, request: LiveMigrateInstanceRequest, spec: DomainSpec) -> None:
     """The undo: nothing at the target is removed before it is sure that the guest is not there.
 
     Needed when the step ended without a judgement (a fault of ours, never a failed migration).
     """
+    stop = asyncio.Event()
+    stop.set()
     while not run.superseded():
         match await look(run):
+            case Outcome.JOIN:
+                await _follow(run, _start(run, request, spec), stop)
+                await asyncio.sleep(run.services.timing.look_again)
             case Outcome.STAYED | Outcome.GUEST_STOPPED | Outcome.GUEST_LOST:
                 return
             case Outcome.MOVED:
@@ -116,7 +121,7 @@ async def settle(run: _Run) -> None:
                 await run.waiting_for(run.state.source_host_id, f"to be undone: {outcome.name}")
 
 
-async def _follow(run: _Run, start: StartMigration) -> None:
+async def _follow(run: _Run, start: StartMigration, cancel: asyncio.Event) -> None:
     """Starts or joins the job and remembers how it ended; nothing when the source fell silent."""
     put_migration(run, Migration.STATE_RUNNING)
     await run.commit()
@@ -134,7 +139,7 @@ async def _follow(run: _Run, start: StartMigration) -> None:
             start,
             on_progress=on_progress,
             on_milestone=lambda seen: add_milestone(run, seen),
-            cancel=run.cancelled,
+            cancel=cancel,
         )
     except RemudaError as error:
         if error.reason is Reason.HOST_UNREACHABLE:

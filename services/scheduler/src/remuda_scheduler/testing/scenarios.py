@@ -69,7 +69,7 @@ async def _delete(cluster: Cluster) -> Began:
     return instance, await cluster.admit("DeleteInstance", instance, DeleteInstanceRequest())
 
 
-async def _deleted(cluster: Cluster, instance: InstanceId) -> None:
+async def _deleted(cluster: Cluster, _instance: InstanceId) -> None:
     await cluster.nothing_is_left()
     kinds = ("instances", "instance_names", "instance_status", "events", "migrations")
     assert await cluster.left(*kinds) == []

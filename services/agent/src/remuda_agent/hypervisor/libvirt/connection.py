@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import libvirt
 from remuda_core.errors import RemudaError
 
+from remuda_agent.hypervisor.libvirt.daemon_thread import in_daemon_thread
 from remuda_agent.hypervisor.model import hypervisor_error
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class Connection:
         self._setup = setup
         self._restored = restored
         self._short = ThreadPoolExecutor(SHORT_CALLS, thread_name_prefix="libvirt")
-        self._long = ThreadPoolExecutor(LONG_CALLS, thread_name_prefix="libvirt-long")
+        self._long = asyncio.Semaphore(LONG_CALLS)
         self._opening = threading.Lock()
         self._open: Any = None
         self._closed = asyncio.Event()
@@ -98,7 +99,8 @@ class Connection:
     async def call_long(self, function: Callable[[Any], T]) -> T:
         """For what takes as long as it takes. Raises libvirtError as it is; cancelling only stops waiting."""
         connection = await asyncio.get_running_loop().run_in_executor(self._short, self._connected)
-        return await asyncio.get_running_loop().run_in_executor(self._long, function, connection)
+        async with self._long:
+            return await in_daemon_thread(lambda: function(connection), name="libvirt-long")
 
     async def _attempt(self, function: Callable[[Any], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -175,6 +177,4 @@ class Connection:
             self._closed.set()
             with suppress(libvirt.libvirtError):
                 await self._event_loop.run_in_executor(self._short, self._drop)
-            # A migration's thread may still wait: the job belongs to libvirtd and goes on without us.
             self._short.shutdown(wait=False)
-            self._long.shutdown(wait=False)
