@@ -105,15 +105,12 @@ async def test_the_moved_guests_definition_starts_it_again(hosts: Hosts) -> None
     assert (view.power_state, view.epoch) == (PowerState.RUNNING, 2)
 
 
-async def test_a_paused_guest_moves_and_can_be_paused_and_resumed_there(hosts: Hosts) -> None:
-    """Whether it comes out paused is a known difference: whoever moves it enforces the state."""
+async def test_a_paused_guest_arrives_paused_and_can_be_resumed_there(hosts: Hosts) -> None:
     guest = await running(hosts)
     await hosts.a.pause(guest.instance_id)
     await hosts.a.migrate(hosts.request(guest))
-    assert (await shown(hosts.b, guest)).active
-    print("XXX", hosts.driver, await shown(hosts.b, guest))
-    await hosts.b.pause(guest.instance_id)
-    assert (await shown(hosts.b, guest)).power_state is PowerState.PAUSED
+    there = await shown(hosts.b, guest)
+    assert (there.power_state, there.reason, there.epoch) == (PowerState.PAUSED, "user", 2)
     await hosts.b.resume(guest.instance_id)
     assert (await shown(hosts.b, guest)).power_state is PowerState.RUNNING
 
@@ -182,11 +179,13 @@ async def test_destroying_the_incoming_copy_ends_the_migration_and_not_the_guest
 
 
 async def test_a_guest_that_stands_still_still_arrives(hosts: Hosts) -> None:
-    """The last rung of the ladder: paused by us in the middle, it finishes, and can be resumed there."""
+    """The last rung of the ladder: paused by us in the middle, it finishes. Whether it then runs is a known
+    difference, so whoever paused it resumes it.
+    """
     guest = await running(hosts)
     hosts.slow()
     # A guest that stands still has to be sent too: quick enough for a test, slow enough to be paused in.
-    moving = asyncio.create_task(hosts.a.migrate(replace(hosts.request(guest), bandwidth_mib_s=16)))
+    moving = asyncio.create_task(hosts.a.migrate(replace(hosts.request(guest), bandwidth_mib_s=64)))
     await wait_for(lambda: moving.done() or hosts.a.job_stats(guest.instance_id), timeout=30)
     with contextlib.suppress(RemudaError):  # it may have arrived by then
         await hosts.a.pause(guest.instance_id)
@@ -239,6 +238,7 @@ async def next_event(
 
 # Known differences between the drivers, on purpose:
 # * The fake opens no file: a missing disk or base image fails a start or a migration under libvirt only.
-# * A guest that was paused before its migration arrives paused under the fake; libvirt may resume it.
+# * A guest that was paused *during* its migration arrives running under the fake; under libvirt it does so
+#   or not, depending on the moment.
 # * The fake has no post-copy.
 # * libvirt tells more events (STARTED and SUSPENDED of the incoming copy, several UNDEFINED and DEFINED).

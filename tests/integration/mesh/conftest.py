@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import uuid
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,10 @@ Metadata = operation_pb2.OperationMetadata
 PROJECT = "projects/demo"
 MIB = 1 << 20
 IMAGE = random.Random(7).randbytes(5 * MIB)
+OF_INSTANCES = (
+    *("instances/", "instance_names/", "instance_status/", "claims/", "ports/", "macs/", "events/"),
+    *("migrations/", "journals/", "cancels/", "debts/", "image_refs/"),
+)
 READY_SECONDS = 40.0
 DONE_SECONDS = 30.0
 
@@ -119,6 +123,12 @@ class Cluster:
     async def get(self, name: str) -> instance_pb2.Instance:
         return await self.alice.instances.GetInstance(instance_pb2.GetInstanceRequest(name=name))
 
+    async def until_instance(self, name: str, state: "Instance.State.ValueType") -> None:
+        async def reached() -> bool:
+            return (await self.get(name)).state == state
+
+        await wait_for(reached, timeout=15.0)
+
     async def delete(self, name: str) -> None:
         await self.done(
             await self.alice.instances.DeleteInstance(instance_pb2.DeleteInstanceRequest(name=name))
@@ -157,6 +167,16 @@ class Cluster:
         assert found.HasField("error"), f"{operation.name} did not fail"
         return from_status(found.error)
 
+    async def failure_or_refusal(self, call: "Awaitable[lro.Operation]") -> RemudaError:
+        """Why it did not happen, whether admission or the leader said so."""
+        try:
+            return await self.failure(await call)
+        except grpc.aio.AioRpcError as error:
+            return from_rpc_error(error)
+
+    async def cancel(self, name: str) -> None:
+        await self.alice.operations.CancelOperation(lro.CancelOperationRequest(name=name))
+
     def watch(self, operation: lro.Operation) -> "Watched":
         """Follows it from now on; what it sees grows while the test goes on."""
         watched = Watched(name=operation.name)
@@ -175,10 +195,8 @@ class Cluster:
     async def keys_left(self) -> set[str]:
         """Keys of the cluster that belong to instances, without those of operations that have ended."""
         page = await self.etcd.range_prefix(self.keys.prefix)
-        kinds = ("instances/", "instance_", "claims/", "ports/", "macs/", "events/", "migrations/")
-        kinds += ("journals/", "cancels/", "debts/", "image_refs/")
         names = (kv.key.removeprefix(self.keys.prefix) for kv in page.kvs)
-        return {name for name in names if name.startswith(kinds)}
+        return {name for name in names if name.startswith(OF_INSTANCES)}
 
     async def delete_all(self) -> None:
         page = await self.alice.instances.ListInstances(instance_pb2.ListInstancesRequest(parent=PROJECT))

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
-from remuda_agent.hypervisor.fake import DEFAULT_CAPABILITIES
-from remuda_core.ids import HostId
+from remuda_agent.hypervisor.fake import DEFAULT_CAPABILITIES, FakeFabric
+from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.tls import Tls
 from remuda_core.testing.etcd import EtcdServer, free_ports
 from remuda_lab.cluster.toml_text import Value, render
@@ -210,6 +211,28 @@ class Mesh:
             return {}
         hosts = json.loads(self.world.read_text())["hosts"]
         return {name: set(host["domains"]) for name, host in hosts.items()}
+
+    def shows(self, host: str, instance: str, *, paused: bool) -> bool:
+        """The host has a live copy, paused or not."""
+        with self._fabric().transaction() as world:
+            domain = world.hosts[host].domains.get(InstanceId(instance))
+            return domain is not None and domain.live is not None and domain.paused is paused
+
+    def act(self, host: str, what: Literal["pause", "shutdown", "kill"], instance: str) -> None:
+        """What a person or a guest does at a hypervisor, behind everybody's back."""
+        fabric, uid = self._fabric(), InstanceId(instance)
+        match what:
+            case "pause":
+                with fabric.transaction() as world:
+                    domain = world.domain(host, uid)
+                    domain.paused, domain.reason = True, "user"
+            case "shutdown":
+                fabric.power_button_inside(host, uid)
+            case "kill":
+                fabric.kill_qemu(host, uid)
+
+    def _fabric(self) -> FakeFabric:
+        return FakeFabric(file=self.world)
 
     def directories(self) -> set[str]:
         """Instance directories on all pools, as <pool>/<uuid>."""

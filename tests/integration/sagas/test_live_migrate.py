@@ -102,7 +102,7 @@ async def test_the_guest_moves_on_the_targets_evidence_when_the_source_dies_with
 
 
 async def test_a_lost_answer_of_a_job_that_succeeded_does_not_start_another(cluster: Cluster) -> None:
-    _, operation = await LOCAL.admit(cluster)
+    instance, operation = await LOCAL.admit(cluster)
     cluster.agents.hosts[cluster.a].migrating = Migrating.ANSWER_LOST
     await cluster.lead()
     await cluster.done(operation, DONE)
@@ -306,7 +306,7 @@ async def test_a_fault_of_ours_stops_the_job_before_the_target_is_cleaned_up(clu
     moved = saga.step("guest_moved")
 
     async def broken(run: Any) -> None:
-        doing = asyncio.create_task(moved.do(run))
+        doing = asyncio.ensure_future(moved.do(run))
         await wait_for(lambda: cluster.agents.jobs_started or None, timeout=5)
         doing.cancel()
         await asyncio.gather(doing, return_exceptions=True)
@@ -363,3 +363,61 @@ async def test_a_target_that_dies_while_it_is_finished_owes_its_definition(
     target.come_back()
     assert await term.engine.pay_debts(cluster.b) == 1
     await LOCAL.succeeded(cluster, instance)
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [("shutdown", Instance.STATE_STOPPED), ("crashed", Instance.STATE_FAILED)],
+)
+async def test_a_guest_that_ends_right_after_its_move_has_moved_all_the_same(
+    cluster: Cluster, reason: str, state: Instance.State.ValueType
+) -> None:
+    instance, operation = await LOCAL.admit(cluster)
+
+    async def end(_: FakeHost, key: StepKey) -> None:
+        if key.step == "guest_moved":
+            domain = cluster.domain(cluster.b, instance)
+            assert domain is not None
+            domain.power, domain.reason = SHUTOFF, reason
+
+    cluster.agents.after = end
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    status = await cluster.status(instance)
+    assert (status.host_id, status.epoch, status.state) == (cluster.b, 2, state)
+    assert status.observed.reason == reason
+    assert cluster.domain(cluster.a, instance) is None
+    await cluster.nothing_is_open()
+
+
+async def test_a_source_that_is_slow_to_end_its_side_is_released_a_moment_later(cluster: Cluster) -> None:
+    instance, operation = await LOCAL.admit(cluster)
+    tries = 0
+
+    async def slow(_: FakeHost, key: StepKey) -> None:
+        nonlocal tries
+        if key.step == "source_released":
+            tries += 1
+            if tries < 3:
+                raise RemudaError(Reason.HYPERVISOR_ERROR, "the copy here is still paused")
+
+    cluster.agents.before = slow
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    assert tries == 3
+    await LOCAL.succeeded(cluster, instance)
+
+
+async def test_a_source_that_came_back_running_is_left_alone_and_owed(cluster: Cluster) -> None:
+    """Both run it by then: nothing is destroyed without an operator."""
+    instance, operation = await LOCAL.admit(cluster)
+    source = cluster.agents.hosts[cluster.a]
+    source.migrating = Migrating.SOURCE_DIES
+    term = await cluster.lead()
+    await cluster.done(operation, DONE)
+    domain = source.domains[instance]
+    domain.power, domain.reason = RUNNING, "booted"
+    source.come_back()
+    assert await term.engine.pay_debts(cluster.a) == 0
+    assert source.domains[instance].power == RUNNING
+    assert await cluster.left("debts") == [f"debts/{cluster.a}/{operation}/source_released"]

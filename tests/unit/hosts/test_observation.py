@@ -52,7 +52,7 @@ def test_the_state_of_an_idle_instance_follows_its_guest(
 
 
 @pytest.mark.parametrize(
-    ("state", "power"), itertools.product(Instance.State.values()[1:], Instance.PowerState.values()[2:])
+    ("state", "power"), list(itertools.product(Instance.State.values()[1:], Instance.PowerState.values()[2:]))
 )
 def test_while_an_operation_holds_the_instance_only_the_observed_state_changes(
     state: "Instance.State.ValueType", power: "Instance.PowerState.ValueType"

@@ -240,6 +240,8 @@ class FakeHosts:
             case "finish_incoming":
                 return self._finish(host, instance, paused=request.finish_incoming.paused)
             case "release_source":
+                if domain is not None and domain.power in (RUNNING, PAUSED):
+                    raise RemudaError(Reason.HYPERVISOR_ERROR, "the copy here is still active")
                 self._remove(host, instance)
             case "ensure_base_image":
                 pass
@@ -258,6 +260,9 @@ class FakeHosts:
                 if instance in host.domains:
                     self._switch(host, instance, SHUTOFF, "destroyed")
             case "prepare_incoming":
+                domain = host.domains.get(instance)
+                if domain is not None and domain.power == RUNNING:
+                    raise RemudaError(Reason.MIGRATION_FAILED, "the guest has arrived here")
                 self._remove(host, instance)
             case _:
                 pass
@@ -277,10 +282,11 @@ class FakeHosts:
         host.directories.pop(instance, None)
 
     def _finish(self, host: FakeHost, instance: InstanceId, *, paused: bool) -> StepOutput:
-        domain = host.domains[instance]
+        domain = host.domains.get(instance)
+        if domain is None or domain.power not in (RUNNING, PAUSED):
+            raise RemudaError(Reason.GUEST_STOPPED, f"{instance} does not run on {host.id}")
         domain.persistent = True
-        if domain.power in (RUNNING, PAUSED):
-            domain.power = PAUSED if paused else RUNNING
+        domain.power = PAUSED if paused else RUNNING
         host.directories[instance].role = "owner"
         return StepOutput(guest_agent_answered=True, downtime_ms=80)
 

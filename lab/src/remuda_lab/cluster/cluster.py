@@ -204,10 +204,10 @@ class Cluster:
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal a service, or a host's agent (by host name); with SIGKILL and SIGTERM wait for its end."""
-        ref = self.pid(name)
-        ref.kill(number)
+        self.pid(name).kill(number)
         if number in (signal.SIGKILL, signal.SIGTERM):
-            ref.wait_gone(timeout=30)
+            units, unit = self._unit(name)
+            wait_for(f"{name} ends", lambda: not units.running(unit), timeout=30, interval=0.02)
 
     def start(self, name: str, *, wait: bool = True) -> None:
         """Start a service that is down, or a host's agent (by host name); wait until it is healthy."""

@@ -22,7 +22,7 @@ def to_progress(stats: MigrationJobStats, *, max_downtime_ms: int = 0) -> Migrat
         max_downtime_seconds=(max_downtime_ms or QEMU_DOWNTIME_MS) / 1000,
     )
     return MigrationProgress(
-        phase=MigrationProgress.PHASE_DISKS if stats.copying_disks else MigrationProgress.PHASE_MEMORY,
+        phase=_phase(stats),
         iteration=stats.iteration,
         memory_total_bytes=stats.memory_total_bytes,
         memory_processed_bytes=stats.memory_processed_bytes,
@@ -37,3 +37,11 @@ def to_progress(stats: MigrationJobStats, *, max_downtime_ms: int = 0) -> Migrat
         expected_downtime_ms=stats.expected_downtime_ms,
         elapsed_ms=stats.elapsed_ms,
     )
+
+
+def _phase(stats: MigrationJobStats) -> "MigrationProgress.Phase.ValueType":
+    if stats.copying_disks:
+        return MigrationProgress.PHASE_DISKS
+    # Before the disks, and between them and the memory, libvirt has nothing to tell.
+    begun = stats.memory_total_bytes > 0
+    return MigrationProgress.PHASE_MEMORY if begun else MigrationProgress.PHASE_PREPARING

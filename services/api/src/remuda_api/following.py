@@ -85,7 +85,7 @@ class OperationWatcher:
             try:
                 last = None
                 while True:
-                    entry = self._newest(operation, entry)
+                    entry = await self._settled(self._newest(operation, entry))
                     message = self._reads.operation_message(entry, live.newest)
                     if message != last:
                         last = message
@@ -109,7 +109,15 @@ class OperationWatcher:
                         await wake.wait()
                         wake.clear()
                         entry = self._newest(operation, entry)
-            return self._reads.operation_message(self._newest(operation, entry))
+            return self._reads.operation_message(await self._settled(self._newest(operation, entry)))
+
+    async def _settled(self, entry: Entry[OperationRecord]) -> Entry[OperationRecord]:
+        """Whoever hears that an operation is over reads what it did: that came in the same transaction, but
+        by other watches.
+        """
+        if entry.value.done:
+            await self._reads.show(entry)
+        return entry
 
     def _newest(self, operation: OperationId, known: Entry[OperationRecord]) -> Entry[OperationRecord]:
         """The cache may be behind what was read from etcd, or ahead of it."""

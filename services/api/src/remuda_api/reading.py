@@ -1,7 +1,8 @@
 """Single resources: from the caches, and from etcd where a cache has not seen them yet."""
 
+import asyncio
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
@@ -30,6 +31,8 @@ from remuda_api.store.networks import network_message
 from remuda_api.store.operations import operation_message
 
 M = TypeVar("M", bound=Message)
+
+_SHOW_SECONDS = 3.0
 
 
 class Reads:
@@ -100,6 +103,17 @@ class Reads:
     @property
     def operations_revision(self) -> int:
         return self._caches.operations.revision
+
+    async def show(self, ended: Entry[operation_records.OperationRecord]) -> None:
+        """Waits until reads show what an operation that has ended did; not for ever."""
+        caches = self._caches
+        changed: list[PrefixCache[Any]] = [caches.statuses, caches.claims]
+        if ended.value.action == "DeleteInstance":
+            changed.append(caches.instances)
+        if ended.value.metadata.migration:
+            changed.append(caches.migrations)
+        waits = (cache.wait_revision(ended.mod_revision, _SHOW_SECONDS) for cache in changed)
+        await asyncio.gather(*waits, return_exceptions=True)
 
     def operation_message(
         self,

@@ -23,6 +23,10 @@ from remuda_scheduler.engine.services import Services
 
 _log = structlog.get_logger(__name__)
 
+_SETTLED = frozenset({Reason.STALE_EPOCH, Reason.GUEST_STOPPED})
+"""Refusals that leave nothing to do: the host holds a newer copy of the instance; the guest that was to be
+finished has ended since."""
+
 
 def debt_of(host: HostId, request: RunStepRequest) -> Debt:
     order = RunStepRequest()
@@ -97,8 +101,7 @@ class DebtCollector:
         try:
             await self._services.agents.run_step(host, order, on_progress=lambda _: None)
         except RemudaError as error:
-            # STALE_EPOCH: the host holds a newer copy of the instance, this one is gone.
-            if error.reason is not Reason.STALE_EPOCH:
+            if error.reason not in _SETTLED:
                 log.warning("debt not paid", error=str(error))
                 return False
         # One txn, or the addresses would be lost with the debt that remembers them.

@@ -194,16 +194,17 @@ class Run(Generic[S]):
 
     # --- hosts ---
 
-    def key(self, epoch: Epoch | int, *, undo: bool = False) -> StepKey:
-        """Names the step that is being done or undone."""
+    def key(self, epoch: Epoch | int, *, undo: bool = False, step: str = "") -> StepKey:
+        """Names the step that is being done or undone; `step`: another name, for an order beside it."""
         assert self.step is not None
         begun = position.times_begun(self.journal, self.step.name)
+        name = step or self.step.name
         deadline = Duration()
         deadline.FromNanoseconds(int(max(1.0, self.step.deadline_seconds - _AGENT_SLACK_SECONDS) * 1e9))
         return StepKey(
             operation_id=self.operation_id,
             # Another try on another host is another step: its result must not be taken for the first one's.
-            step=self.step.name if begun <= 1 else f"{self.step.name}.{begun}",
+            step=name if begun <= 1 else f"{name}.{begun}",
             direction=StepKey.DIRECTION_UNDO if undo else StepKey.DIRECTION_DO,
             instance_id=self.instance_id,
             epoch=epoch,
@@ -213,10 +214,10 @@ class Run(Generic[S]):
         )
 
     async def order(
-        self, host: HostId | str, epoch: Epoch | int, *, undo: bool = False, **work: Any
+        self, host: HostId | str, epoch: Epoch | int, *, undo: bool = False, step: str = "", **work: Any
     ) -> StepOutput:
         """RunStep on a host; `work` is the one field of RunStepRequest.work. Raises what Agents raises."""
-        request = RunStepRequest(key=self.key(epoch, undo=undo), **work)
+        request = RunStepRequest(key=self.key(epoch, undo=undo, step=step), **work)
         self.last_order = (HostId(host), request)
         return await self.services.agents.run_step(HostId(host), request, on_progress=self.publish)
 

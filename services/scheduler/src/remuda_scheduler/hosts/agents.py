@@ -115,9 +115,8 @@ class AgentClients:
         """
         stub = migration_pb2_grpc.MigrationServiceStub(self._channel(host))
         call = stub.Migrate()
-        cancelling = asyncio.create_task(_cancel_when(cancel, call))
+        commands = asyncio.create_task(_command(call, start, cancel))
         try:
-            await call.write(migration_pb2.MigrateRequest(start=start))
             async for message in call:
                 match message.WhichOneof("event"):
                     case "progress":
@@ -128,11 +127,10 @@ class AgentClients:
                         return message.ended
         except grpc.aio.AioRpcError as failure:
             raise _meaning(host, failure) from failure
-        except asyncio.InvalidStateError as ended:  # grpc.aio: written to a call that is over
-            raise _unreachable(host, "it ended the stream") from ended
         finally:
-            cancelling.cancel()
-            await asyncio.gather(cancelling, return_exceptions=True)
+            # Its own failure says no more than the end of the stream does.
+            commands.cancel()
+            await asyncio.gather(commands, return_exceptions=True)
             call.cancel()
         raise _unreachable(host, "it ended the stream without an answer")
 
@@ -145,10 +143,13 @@ class AgentClients:
         )
 
 
-async def _cancel_when(
-    cancel: asyncio.Event,
+async def _command(
     call: "grpc.aio.StreamStreamCall[migration_pb2.MigrateRequest, migration_pb2.MigrateResponse]",
+    start: migration_pb2.StartMigration,
+    cancel: asyncio.Event,
 ) -> None:
+    """One after the other: a cancel that was asked before the call must not overtake the start."""
+    await call.write(migration_pb2.MigrateRequest(start=start))
     await cancel.wait()
     await call.write(migration_pb2.MigrateRequest(cancel=migration_pb2.CancelMigration()))
 

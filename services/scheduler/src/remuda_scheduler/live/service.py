@@ -12,6 +12,9 @@ from remuda_scheduler.live.requests import placement_request
 from remuda_scheduler.placement.explain import explain
 from remuda_scheduler.term import Term
 
+EXPLAIN_PATIENCE_SECONDS = 5.0
+"""For hosts that a new leader does not know yet; the caller waits meanwhile."""
+
 
 class LiveService(live_pb2_grpc.LiveServiceServicer):
     """`term` gives the running leadership, or raises NOT_LEADER / NO_LEADER."""
@@ -33,7 +36,8 @@ class LiveService(live_pb2_grpc.LiveServiceServicer):
         context: "grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse]",
     ) -> pb.ExplainResponse:
         term = self._term()
-        plan = term.placer.plan(placement_request(term.store, request.request))
+        wanted = placement_request(term.store, request.request)
+        plan = await term.placer.plan(wanted, patience=EXPLAIN_PATIENCE_SECONDS)
         return pb.ExplainResponse(explanation=explain(plan))
 
     async def ReadConsole(

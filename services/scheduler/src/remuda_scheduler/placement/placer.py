@@ -1,5 +1,7 @@
 """Placement over the store and the attached hosts: gathers a snapshot, asks `place`, explains."""
 
+import asyncio
+import math
 import time
 from collections.abc import Iterator
 
@@ -17,6 +19,8 @@ from remuda_scheduler.placement.snapshot import Usage, host_facts, usage_by_host
 from remuda_scheduler.ports import Decision, NothingFits, PlacementRequest
 from remuda_scheduler.store import StoreView
 
+_LOOK_AGAIN_SECONDS = 0.1
+
 
 class Placer:
     """Implements ports.Placement; lives as long as one leadership."""
@@ -31,18 +35,28 @@ class Placer:
 
     async def choose(self, request: PlacementRequest) -> Decision:
         """Raises NothingFits with the explanation."""
-        plan = self.plan(request)
+        plan = await self.plan(request)
         explanation = explain(plan)
         if plan.chosen is None:
             raise NothingFits(explanation)
         return Decision(host_id=plan.chosen.host.id, pool=plan.chosen.pool, explanation=explanation)
 
-    def plan(self, request: PlacementRequest) -> Plan:
-        """Decides and acts on nothing; measured in remuda_schedule_seconds."""
-        began = time.perf_counter()
-        hosts = {facts.id: facts for facts in self.hosts()}
-        plan = place(hosts.values(), self._demand(request, hosts))
-        self._metrics.schedule_seconds.observe(time.perf_counter() - began)
+    async def plan(self, request: PlacementRequest, *, patience: float = math.inf) -> Plan:
+        """Decides and acts on nothing; measured in remuda_schedule_seconds.
+
+        A new leader has not heard of its hosts yet, and "nothing fits" would be wrong: it waits for those it
+        does not know, `patience` seconds at most, and never longer than until they count as unreachable.
+        """
+        give_up = time.monotonic() + patience
+        while True:
+            began = time.perf_counter()
+            hosts = {facts.id: facts for facts in self.hosts()}
+            plan = place(hosts.values(), self._demand(request, hosts))
+            took = time.perf_counter() - began
+            if plan.chosen is not None or time.monotonic() >= give_up or not _may_be_found(plan):
+                break
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        self._metrics.schedule_seconds.observe(took)
         for name, count in plan.rejections.items():
             self._metrics.schedule_rejections.labels(filter=name).inc(count)
         return plan
@@ -109,3 +123,10 @@ class Placer:
             machine_type=request.machine_type,
             migration_transport=source.migration_transport if source else "",
         )
+
+
+def _may_be_found(plan: Plan) -> bool:
+    """A host was refused only because this leader has not heard of it yet."""
+    return any(
+        verdict.filter == "availability" and verdict.host.state == "unknown" for verdict in plan.verdicts
+    )

@@ -20,25 +20,30 @@ from it on the saga only goes forward.
 When no target was named, up to three are tried; each try has an epoch of its own.
 """
 
-from remuda.agent.v1.agent_pb2 import FinishIncoming, PrepareIncoming, ReleaseSource, StartDomain
+from remuda.agent.v1.agent_pb2 import (
+    FinishIncoming,
+    PrepareIncoming,
+    ReleaseSource,
+    RemoveInstance,
+    StepOutput,
+)
 from remuda.agent.v1.common_pb2 import DomainSpec
-from remuda.compute.v1.instance_pb2 import Instance, LiveMigrateInstanceRequest
-from remuda.compute.v1.migration_pb2 import Migration
+from remuda.compute.v1.instance_pb2 import Instance
+from remuda.compute.v1.migration_pb2 import Migration, MigrationMilestone
+from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda.store.v1.instance_pb2 import InstanceRecord, InstanceStatus
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.ids import Epoch, HostId, ImageId, NetworkId
+from remuda_core.ids import HostId, ImageId
 from remuda_core.names import host_name
-from remuda_core.rpc.status import from_status, to_status
+from remuda_core.rpc.status import to_status
 
-from remuda_scheduler.engine.attempts import Attempts
 from remuda_scheduler.engine.clock import now
-from remuda_scheduler.engine.position import times_begun
 from remuda_scheduler.engine.run import Run
 from remuda_scheduler.engine.saga import Commit, Ending, Saga, Step, Unreachable
-from remuda_scheduler.ports import Decision, PlacementRequest
 from remuda_scheduler.sagas.guest import answer, domain_spec, observed_state
 from remuda_scheduler.sagas.migration_record import (
+    add_milestone,
     measured_downtime,
     milestone,
     new_migration_id,
@@ -47,18 +52,13 @@ from remuda_scheduler.sagas.migration_record import (
     timeline_events,
 )
 from remuda_scheduler.sagas.moving import move_guest, settle
-from remuda_scheduler.sagas.placing import drop_reservation, indebted, reserve, reserved, resolve_host
+from remuda_scheduler.sagas.placing import drop_reservation, resolve_host
+from remuda_scheduler.sagas.run_state import note_run_state, restore_run_state
+from remuda_scheduler.sagas.targeting import release_capacity, request_of, reserve_capacity, retry_from
 
 _Run = Run[LiveMigrateState]
 
-_MOST_TARGETS = 3
 _FOREVER_SECONDS = 10 * 365 * 86400.0
-
-
-def request_of(run: _Run) -> LiveMigrateInstanceRequest:
-    request = LiveMigrateInstanceRequest()
-    run.record.request.Unpack(request)
-    return request
 
 
 def _source(run: _Run) -> str:
@@ -90,99 +90,6 @@ async def begin(run: _Run) -> None:
     memory.admit_time.CopyFrom(run.metadata.create_time)
 
 
-async def note_run_state(run: _Run) -> None:
-    """What is seen now counts, not what the record says: the guest may have been paused since."""
-    seen = await run.services.agents.observe(HostId(run.state.source_host_id), run.instance_id)
-    match seen.power_state:
-        case Instance.POWER_STATE_RUNNING:
-            run.state.desired_run_state = Instance.STATE_RUNNING
-        case Instance.POWER_STATE_PAUSED:
-            run.state.desired_run_state = Instance.STATE_PAUSED
-        case other:
-            shown = Instance.PowerState.Name(other)
-            raise RemudaError(
-                Reason.GUEST_STOPPED, f"the guest is not running at the source: {shown} ({seen.reason})"
-            )
-
-
-async def restore_run_state(run: _Run) -> None:
-    """After the target's copy is gone or owed: the guest goes on at the source as it did before.
-
-    libvirt resumes it by itself nearly always. A guest that shut itself down stays off.
-    """
-    ran = run.state.desired_run_state == Instance.STATE_RUNNING
-    # Superseded means deleted; and then it may be unknown where the guest is: never resume on a guess.
-    if not ran or not times_begun(run.journal, "guest_moved") or run.superseded():
-        return
-    source = HostId(run.state.source_host_id)
-    attempts = Attempts(run.services.timing, run.silent, stubborn=True)
-    while True:
-        try:
-            seen = await run.services.agents.observe(source, run.instance_id)
-            off = (Instance.POWER_STATE_SHUTOFF, Instance.POWER_STATE_CRASHED)
-            lost = seen.power_state in off and seen.reason != "shutdown"
-            if seen.power_state == Instance.POWER_STATE_PAUSED or lost:
-                await run.order(source, run.state.source_epoch, start_domain=StartDomain())
-            return
-        except RemudaError as error:
-            if await attempts.again(error, source):
-                continue
-            # Not a debt: one that is paid days later would start a guest that was stopped since.
-            run.log.warning("the guest could not be resumed at the source", error=str(error))
-            return
-
-
-async def reserve_capacity(run: _Run) -> None:
-    if reserved(run, run.state.target_host_id):
-        return
-    record, status = await run.instance()
-    source = HostId(run.state.source_host_id)
-    tried = {HostId(host): "it was tried in vain" for host in run.state.refused_host_ids}
-    # An epoch for every try: what an earlier target may still hold must never pass for this copy.
-    epoch = Epoch(run.state.source_epoch + 1 + len(run.state.refused_host_ids))
-
-    def remember(decision: Decision) -> None:
-        state = run.state
-        state.target_host_id, state.target_pool, state.target_epoch = (
-            decision.host_id,
-            decision.pool,
-            epoch,
-        )
-        state.shared_disks = _same_storage(run, source, state.source_pool, decision)
-        live = Migration.KIND_LIVE_SHARED if state.shared_disks else Migration.KIND_LIVE_BLOCK
-        state.kind = live
-        state.ClearField("ended")
-        del state.timeline[:]
-        put_migration(run, Migration.STATE_PREPARING)
-
-    request = PlacementRequest(
-        vcpus=record.vcpus,
-        memory_mib=record.memory_mib,
-        disk_bytes=record.disk_bytes,
-        networks=_networks(status),
-        host_id=resolve_host(run, request_of(run).target_host),
-        excluded={**indebted(run), **tried, source: "it is the source"},
-        source_host_id=source,
-        source_pool=run.state.source_pool,
-        machine_type=status.machine_type,
-    )
-    try:
-        await reserve(run, record, request, epoch, remember)
-    except RemudaError as error:
-        # Why the targets that fitted refused says more than that there are no others.
-        if error.reason is Reason.NO_HOST_FITS and run.state.HasField("refusal"):
-            raise from_status(run.state.refusal) from error
-        raise
-
-
-async def release_capacity(run: _Run) -> None:
-    drop_reservation(run)
-    if run.state.target_host_id and run.state.target_host_id not in run.state.refused_host_ids:
-        run.state.refused_host_ids.append(run.state.target_host_id)
-        run.state.refusal.CopyFrom(run.journal.failure)
-    run.state.target_host_id = ""
-
-
 async def _spec(run: _Run, record: InstanceRecord, status: InstanceStatus) -> DomainSpec:
     return await domain_spec(
         run,
@@ -210,6 +117,14 @@ async def prepare_target(run: _Run) -> None:
 
 
 async def remove_from_target(run: _Run) -> None:
+    if run.superseded():
+        # The instance is to be deleted, and nobody may know which copy lives: this one goes, alive or not.
+        # The undo proper would rightly refuse to remove a guest that has arrived.
+        work = RemoveInstance(pool=run.state.target_pool, keep_shared_files=run.state.shared_disks)
+        await run.order(
+            run.state.target_host_id, run.state.target_epoch, step="target_removed", remove_instance=work
+        )
+        return
     await run.order(
         run.state.target_host_id,
         run.state.target_epoch,
@@ -243,21 +158,47 @@ async def move_ownership(run: _Run) -> None:
     await run.change_status(change)
 
 
+async def _abandoned(run: _Run, source: HostId) -> bool:
+    """A connection cut at the switch-over leaves the source paused for ever. Its guest runs at the target:
+    that was seen before the ownership moved. One that runs is never removed: that would be two guests.
+    """
+    seen = await run.services.agents.observe(source, run.instance_id)
+    idle = seen.job == ObservedInstance.JOB_UNSPECIFIED and not seen.reason.startswith("postcopy")
+    return idle and seen.power_state == Instance.POWER_STATE_PAUSED
+
+
 async def release_source(run: _Run) -> None:
-    work = ReleaseSource(pool=run.state.source_pool, shared_disks=run.state.shared_disks)
-    await run.order(run.state.source_host_id, run.state.source_epoch, release_source=work)
+    host, epoch = HostId(run.state.source_host_id), run.state.source_epoch
+    pool, shared = run.state.source_pool, run.state.shared_disks
+    try:
+        await run.order(host, epoch, release_source=ReleaseSource(pool=pool, shared_disks=shared))
+    except RemudaError as error:
+        if error.reason is not Reason.HYPERVISOR_ERROR or not await _abandoned(run, host):
+            raise
+        work = RemoveInstance(pool=pool, keep_shared_files=shared)
+        await run.order(host, epoch, step="source_removed", remove_instance=work)
     milestone(run, "SOURCE_CLEANED", run.state.source_host_id)
 
 
 async def finish_target(run: _Run) -> None:
     paused = run.state.desired_run_state == Instance.STATE_PAUSED
     work = FinishIncoming(paused=paused, pool=run.state.target_pool)
-    run.state.finished.CopyFrom(
-        await run.order(run.state.target_host_id, run.state.target_epoch, finish_incoming=work)
-    )
+    host = HostId(run.state.target_host_id)
+    try:
+        output = await run.order(host, run.state.target_epoch, finish_incoming=work)
+    except RemudaError as error:
+        if error.reason is not Reason.GUEST_STOPPED:
+            raise
+        # It ended after its move: that is the guest's own affair, and what it shows is what it is.
+        seen = await run.services.agents.observe(host, run.instance_id)
+        run.state.finished.CopyFrom(StepOutput(observed=seen))
+        return
+    run.state.finished.CopyFrom(output)
     if run.state.finished.HasField("resume_time"):
-        resumed, host = run.state.finished.resume_time, host_name(HostId(run.state.target_host_id))
-        add_milestone(run, MigrationMilestone(type="TARGET_RESUMED", host=host, time=resumed))
+        resumed = MigrationMilestone(
+            type="TARGET_RESUMED", host=host_name(host), time=run.state.finished.resume_time
+        )
+        add_milestone(run, resumed)
     milestone(run, "TARGET_DEFINED", run.state.target_host_id)
 
 
@@ -296,40 +237,16 @@ async def fail(run: _Run, error: RemudaError) -> Ending:
     return Ending(change=change, events=timeline_events(run))
 
 
-def retry_from(run: _Run, error: RemudaError) -> str:
-    """Another target, when none was named and it may be the target's fault."""
-    worth_it = error.reason not in (Reason.NO_HOST_FITS, Reason.GUEST_STOPPED, Reason.MIGRATION_TIMEOUT)
-    tries = len(run.state.refused_host_ids) + 1
-    if request_of(run).target_host or not run.state.target_host_id or not worth_it:
-        return ""
-    return "capacity_reserved" if tries < _MOST_TARGETS else ""
-
-
 def _state_afterwards(run: _Run) -> tuple[Instance.State.ValueType, str]:
     """The run state that was enforced, unless the guest ended right after the switch-over."""
-    match run.state.finished.observed.power_state:
-        case Instance.POWER_STATE_SHUTOFF:
+    seen = run.state.finished.observed
+    match seen.power_state:
+        case Instance.POWER_STATE_SHUTOFF if seen.reason == "shutdown":
             return Instance.STATE_STOPPED, "The guest shut itself down right after its move."
-        case Instance.POWER_STATE_CRASHED:
+        case Instance.POWER_STATE_SHUTOFF | Instance.POWER_STATE_CRASHED | Instance.POWER_STATE_ABSENT:
             return Instance.STATE_FAILED, "QEMU ended right after the move."
         case _:
             return run.state.desired_run_state, ""
-
-
-def _networks(status: InstanceStatus) -> list[NetworkId]:
-    return [NetworkId(port.network) for port in status.ports]
-
-
-def _same_storage(run: _Run, source: HostId, source_pool: str, decision: Decision) -> bool:
-    """Both hosts mount the pool, and it is the same one by its uid."""
-
-    def uid(host: HostId, name: str) -> str:
-        status = run.services.store.host_status(host)
-        pools = status.inventory.pools if status is not None else ()
-        return next((pool.uid for pool in pools if pool.name == name and pool.shared), "")
-
-    found = uid(source, source_pool)
-    return found != "" and found == uid(decision.host_id, decision.pool)
 
 
 SAGA = Saga(
@@ -361,6 +278,8 @@ SAGA = Saga(
             name="source_released",
             do=release_source,
             host=_source,
+            # libvirt may still be ending its side when the target's word has decided already.
+            attempts=8,
             unreachable=Unreachable.OWE,
         ),
         Step(name="target_finished", do=finish_target, host=_target, unreachable=Unreachable.OWE),

@@ -129,7 +129,7 @@ async def _follow(run: _Run, start: StartMigration, cancel: asyncio.Event) -> No
 
     def on_progress(seen: MigrationProgress) -> None:
         nonlocal shown
-        shown = percent(_sample(seen), shown)
+        shown = percent(_sample(seen, start.spec.memory_mib << 20), shown)
         phase = MigrationProgress.Phase.Name(seen.phase).removeprefix("PHASE_").replace("_", " ").lower()
         run.publish(Progress(percent=shown, message=phase, migration=seen))
 
@@ -150,10 +150,12 @@ async def _follow(run: _Run, start: StartMigration, cancel: asyncio.Event) -> No
     await run.commit()
 
 
-def _sample(seen: MigrationProgress) -> Sample:
+def _sample(seen: MigrationProgress, memory_bytes: int) -> Sample:
+    # While disks are copied libvirt says nothing of memory, all of which is still to come.
+    begun = seen.memory_total_bytes > 0
     return Sample(
-        memory_total=seen.memory_total_bytes,
-        memory_remaining=seen.memory_remaining_bytes,
+        memory_total=seen.memory_total_bytes if begun else memory_bytes,
+        memory_remaining=seen.memory_remaining_bytes if begun else memory_bytes,
         disk_total=seen.disk_total_bytes,
         disk_remaining=seen.disk_remaining_bytes,
     )
