@@ -1,7 +1,8 @@
 """Fixtures for end-to-end tests. A conftest.py takes them with ``from remuda_lab.testing import ...``.
 
 ``bare_lab`` has hosts and libvirt but no services; ``mesh`` has everything, and the guest image uploaded. Labs of tests are tethered: they end with the test process
-however that ends, and what an older run left is swept before a new lab starts.
+however that ends, and what an older run left is swept before a new lab starts. With REMUDA_LAB_KEEP set the
+logs and disks of a mesh stay in its directory.
 """
 
 from __future__ import annotations
@@ -60,16 +61,13 @@ def running_mesh(name: str, *, options: Options | None = None) -> Iterator[Mesh]
     cluster = Cluster(lab)
     with tether() as read_end:
         cluster.up(tether=read_end, options=options)
-        failed = True
         try:
             with cluster.client.channel() as channel:
                 mesh = Mesh(cluster=cluster, image=ensure_guest_image(), channel=channel)
                 mesh.upload_image()
                 yield mesh
-            failed = False
         finally:
-            # After a failure of the fixture itself the logs are all there is to look at.
-            lab.down(keep_files=failed)
+            lab.down(keep_files=bool(os.environ.get("REMUDA_LAB_KEEP")))
 
 
 @pytest.fixture(scope="session")

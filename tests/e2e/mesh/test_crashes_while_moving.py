@@ -98,9 +98,10 @@ def test_the_api_is_killed_and_the_command_line_goes_on_watching(mesh: Mesh) -> 
         "instance", "live-migrate", "web-1", "--to", "host3", "--bandwidth", str(SLOW_MIB_S)
     )
     try:
-        wait_for("the move is admitted", lambda: guest.record().operation, timeout=20)
+        operation = wait_for("the move is admitted", lambda: guest.record().operation, timeout=20)
         mesh.cluster.restart("api")
-        _, words = command.communicate(timeout=90)
+        mesh.wait_done(operation, timeout=90)
+        _, words = command.communicate(timeout=30)
     finally:
         command.kill()
         command.wait()

@@ -137,16 +137,24 @@ class ProgressHub(Protocol):
 class Metrics(Protocol):
     """All durations in seconds, labels from closed sets."""
 
-    def operation_ended(self, action: str, outcome: str, seconds: float) -> None:
-        """`outcome`: done, failed, cancelled."""
+    def operation_ended(self, action: str, outcome: str, seconds: float, *, reason: str = "") -> None:
+        """`outcome`: done, failed, cancelled. `reason`: of the error, empty when there is none."""
         ...
 
     def step_ended(self, action: str, step: str, outcome: str, seconds: float) -> None:
         """`outcome`: done, failed, undone, owed."""
         ...
 
-    def migration_ended(self, kind: str, outcome: str, downtime_seconds: float | None) -> None:
-        """`kind`: live_shared, live_block. Downtime None: unknown."""
+    def migration_ended(
+        self,
+        kind: str,
+        outcome: str,
+        downtime_seconds: float | None,
+        *,
+        duration_seconds: float | None = None,
+        reason: str = "",
+    ) -> None:
+        """`kind`: live_shared, live_block. Downtime of the guest and duration of the job None: unknown."""
         ...
 
     def operations_running(self, count: int) -> None: ...

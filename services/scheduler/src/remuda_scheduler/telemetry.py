@@ -22,15 +22,25 @@ class LeaderMetrics:
         self._debts = Gauge("remuda_debts", "Clean-up owed by unreachable hosts.", registry=registry)
         self._running = Gauge("remuda_operations_running", "Operations at work.", registry=registry)
 
-    def operation_ended(self, action: str, outcome: str, seconds: float) -> None:
-        self._metrics.operations_ended.labels(action=action, result=outcome, reason="").inc()
+    def operation_ended(self, action: str, outcome: str, seconds: float, *, reason: str = "") -> None:
+        self._metrics.operations_ended.labels(action=action, result=outcome, reason=reason).inc()
         self._metrics.operation_seconds.labels(action=action, result=outcome).observe(seconds)
 
     def step_ended(self, action: str, step: str, outcome: str, seconds: float) -> None:
         self._steps.labels(action=action, step=step, outcome=outcome).observe(seconds)
 
-    def migration_ended(self, kind: str, outcome: str, downtime_seconds: float | None) -> None:
-        self._metrics.migrations.labels(kind=kind, result=outcome, reason="").inc()
+    def migration_ended(
+        self,
+        kind: str,
+        outcome: str,
+        downtime_seconds: float | None,
+        *,
+        duration_seconds: float | None = None,
+        reason: str = "",
+    ) -> None:
+        self._metrics.migrations.labels(kind=kind, result=outcome, reason=reason).inc()
+        if duration_seconds is not None:
+            self._metrics.migration_duration.labels(kind=kind).observe(duration_seconds)
         if downtime_seconds is not None:
             self._metrics.migration_downtime.labels(kind=kind).observe(downtime_seconds)
 

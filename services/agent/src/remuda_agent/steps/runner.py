@@ -192,11 +192,17 @@ class StepRunner:
         return StepOutput()
 
     async def _finish_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
-        """The persistent definition is proven, the run state enforced, the directory ours."""
+        """The directory ours, the persistent definition proven, the run state enforced.
+
+        The directory first: it is ours by record whatever became of the guest since.
+        """
         instance = InstanceId(request.key.instance_id)
+        await self._files.take_over(request.finish_incoming.pool, self._owner(request.key, "owner"))
         view = await self._hypervisor.view(instance)
-        if view is None or not view.active:
-            raise RemudaError(Reason.GUEST_STOPPED, f"instance {instance} does not run here")
+        if view is None:
+            raise RemudaError(Reason.GUEST_STOPPED, f"instance {instance} is not here any more")
+        if not view.active:
+            return StepOutput()  # the guest has ended since it arrived: what is observed says how
         if not view.persistent or view.definition_epoch != request.key.epoch:
             raise RemudaError(
                 Reason.HYPERVISOR_ERROR,
@@ -206,7 +212,6 @@ class StepRunner:
             await self._hypervisor.pause(instance)
         else:
             await self._hypervisor.resume(instance)
-        await self._files.take_over(request.finish_incoming.pool, self._owner(request.key, "owner"))
         measured = await self._hypervisor.completed_stats(instance)
         output = StepOutput(downtime_ms=measured.downtime_ms if measured else None)
         if (resumed := self._resumes.last(instance)) is not None:
@@ -216,14 +221,20 @@ class StepRunner:
         return output
 
     async def _release_source(self, request: RunStepRequest, _: Job) -> StepOutput:
+        """A copy that runs is never released. One that is paused without a job was left so by a network that
+        was cut at the switch-over: the record says that the guest goes on elsewhere, so it holds nothing.
+        """
         work = request.release_source
-        view = await self._hypervisor.view(InstanceId(request.key.instance_id))
+        instance = InstanceId(request.key.instance_id)
+        view = await self._hypervisor.view(instance)
         if view is not None and view.active:
-            raise RemudaError(
-                Reason.HYPERVISOR_ERROR,
-                f"the copy here is still {view.power_state.lower()} ({view.reason}): it is not released",
-            )
-        await self._hypervisor.undefine(InstanceId(request.key.instance_id))
+            if view.power_state == "RUNNING" or view.job != "NONE" or view.postcopy:
+                raise RemudaError(
+                    Reason.HYPERVISOR_ERROR,
+                    f"the copy here is still {view.power_state.lower()} ({view.reason}): it is not released",
+                )
+            await self._hypervisor.destroy(instance)
+        await self._hypervisor.undefine(instance)
         if not work.shared_disks:
             await self._files.remove(work.pool, self._owner(request.key, "owner"))
         return StepOutput()

@@ -13,7 +13,7 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
 from remuda_core.etcd.model import KeyValue
 from remuda_core.ids import OperationId
-from remuda_core.rpc.status import to_status
+from remuda_core.rpc.status import from_status, to_status
 
 from remuda_scheduler.engine.clock import now
 from remuda_scheduler.engine.run import Interrupted, Run, packed
@@ -144,6 +144,7 @@ def _tell(run: Run[Any], record: OperationRecord) -> None:
         seconds = (
             record.metadata.end_time.ToDatetime() - record.metadata.create_time.ToDatetime()
         ).total_seconds()
-    run.services.metrics.operation_ended(record.action, outcome, max(0.0, seconds))
+    reason = from_status(record.error).reason.value if record.HasField("error") else ""
+    run.services.metrics.operation_ended(record.action, outcome, max(0.0, seconds), reason=reason)
     run.services.progress.finish(run.operation_id)
     run.log.info("operation ended", outcome=outcome, error=record.error.message or None)

@@ -233,7 +233,7 @@ async def fail(run: _Run, error: RemudaError) -> Ending:
         end = Migration.STATE_CANCELLED if stopped else Migration.STATE_FAILED
         status = to_status(error, request_id=run.metadata.request_id)
         put_migration(run, end, end_time=now(), error=status)
-        tell_metrics(run, "cancelled" if stopped else "failed", None)
+        tell_metrics(run, "cancelled" if stopped else "failed", None, reason=error.reason.value)
     return Ending(change=change, events=timeline_events(run))
 
 

@@ -128,7 +128,13 @@ def timeline_events(run: _Run) -> tuple[InstanceEvent, ...]:
     return tuple(events)
 
 
-def tell_metrics(run: _Run, outcome: str, downtime_ms: int | None) -> None:
+def tell_metrics(run: _Run, outcome: str, downtime_ms: int | None, *, reason: str = "") -> None:
     kind = Migration.Kind.Name(run.state.kind).removeprefix("KIND_").lower()
-    seconds = None if downtime_ms is None else downtime_ms / 1000
-    run.services.metrics.migration_ended(kind, outcome, seconds)
+    ended = run.state.ended
+    run.services.metrics.migration_ended(
+        kind,
+        outcome,
+        None if downtime_ms is None else downtime_ms / 1000,
+        duration_seconds=ended.job_duration_ms / 1000 if ended.HasField("job_duration_ms") else None,
+        reason=reason,
+    )

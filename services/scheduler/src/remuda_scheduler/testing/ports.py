@@ -89,13 +89,21 @@ class Counters:
         self.steps: list[tuple[str, str, str]] = []
         self.migrations: list[tuple[str, str, float | None]] = []
 
-    def operation_ended(self, action: str, outcome: str, seconds: float) -> None:
+    def operation_ended(self, action: str, outcome: str, seconds: float, *, reason: str = "") -> None:
         self.operations.append((action, outcome))
 
     def step_ended(self, action: str, step: str, outcome: str, seconds: float) -> None:
         self.steps.append((action, step, outcome))
 
-    def migration_ended(self, kind: str, outcome: str, downtime_seconds: float | None) -> None:
+    def migration_ended(
+        self,
+        kind: str,
+        outcome: str,
+        downtime_seconds: float | None,
+        *,
+        duration_seconds: float | None = None,
+        reason: str = "",
+    ) -> None:
         self.migrations.append((kind, outcome, downtime_seconds))
 
     def operations_running(self, count: int) -> None:

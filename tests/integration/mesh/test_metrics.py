@@ -1,0 +1,96 @@
+"""What the services show of themselves: metrics that change with the work, and health."""
+
+import asyncio
+import urllib.request
+
+from prometheus_client.parser import text_string_to_metric_families
+from remuda_core.testing.waiting import wait_for
+
+from tests.integration.mesh.conftest import Cluster
+from tests.integration.mesh.processes import GUEST_MIB, HOST_MIB
+
+MIB = 1 << 20
+
+
+async def scrape(cluster: Cluster, service: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Samples by name and labels."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{cluster.mesh.metrics[service]}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    text = await asyncio.to_thread(read)
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+async def test_the_leader_shows_hosts_instances_and_what_it_did_and_the_standby_shows_none(
+    cluster: Cluster,
+) -> None:
+    leader = await cluster.leader()
+    (standby,) = set(cluster.mesh.schedulers) - {leader}
+    before = await scrape(cluster, leader)
+    await cluster.launch("web", host="alpha")
+    after = await scrape(cluster, leader)
+    assert after[key("remuda_leader")] == 1
+    assert after[key("remuda_host_state", host="alpha", state="up")] == 1
+    assert after[key("remuda_host_memory_bytes", host="alpha", kind="total")] == HOST_MIB * MIB
+    assert after[key("remuda_host_memory_bytes", host="alpha", kind="allocated")] == GUEST_MIB * MIB
+    assert after[key("remuda_instances", host="alpha", state="running")] == 1
+    ended = key("remuda_operations_ended_total", action="CreateInstance", result="done", reason="")
+    assert after[ended] == before.get(ended, 0) + 1
+    placed = key("remuda_schedule_seconds_count")
+    assert after[placed] == before.get(placed, 0) + 1
+    idle = await scrape(cluster, standby)
+    assert idle[key("remuda_leader")] == 0
+    assert not [name for name, _ in idle if name in ("remuda_host_state", "remuda_instances")]
+
+
+async def test_a_running_migration_has_gauges_that_go_when_it_ends(cluster: Cluster) -> None:
+    leader = await cluster.leader()
+    made = await cluster.launch("web", host="alpha", pool="shared")
+    watched = cluster.watch(await cluster.migrate(made.name, "beta", bandwidth_mib_s=16))
+    await watched.until(3)
+    during = await scrape(cluster, leader)
+    assert during[key("remuda_migration_total_bytes", instance=made.uid, kind="memory")] == GUEST_MIB * MIB
+    assert during[key("remuda_migration_remaining_bytes", instance=made.uid, kind="memory")] > 0
+    assert during[key("remuda_operations", action="LiveMigrateInstance", state="running")] == 1
+    assert during[key("remuda_operation_oldest_seconds")] > 0
+    assert (await scrape(cluster, "alpha"))[key("remuda_agent_jobs", step="guest_moved")] == 1
+    await watched.end()
+    after = await scrape(cluster, leader)
+    assert not [labels for name, labels in after if name == "remuda_migration_total_bytes"]
+    assert not [labels for name, labels in after if name == "remuda_operations"]
+    done = key("remuda_migrations_total", kind="live_shared", result="done", reason="")
+    before = await scrape(cluster, leader)
+    assert after[done] >= 1
+    assert after[key("remuda_migration_downtime_seconds_count", kind="live_shared")] >= 1
+    assert after[key("remuda_migration_duration_seconds_count", kind="live_shared")] >= 1
+    assert before[done] == after[done]
+
+
+async def test_agents_say_whether_they_are_attached(cluster: Cluster) -> None:
+    assert (await scrape(cluster, "alpha"))[key("remuda_agent_attached")] == 1
+    for name in cluster.mesh.schedulers:
+        cluster.mesh.processes[name].kill()
+
+    async def detached() -> bool:
+        return (await scrape(cluster, "alpha"))[key("remuda_agent_attached")] == 0
+
+    await wait_for(detached, timeout=10.0)
+
+
+async def test_every_service_answers_its_health_check(cluster: Cluster) -> None:
+    def read(service: str) -> tuple[int, str]:
+        with urllib.request.urlopen(f"http://{cluster.mesh.metrics[service]}/healthz", timeout=5) as answer:
+            return answer.status, answer.read().decode().strip()
+
+    for service in cluster.mesh.processes:
+        assert await asyncio.to_thread(read, service) == (200, "ok")
