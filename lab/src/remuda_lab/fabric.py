@@ -99,6 +99,16 @@ def setup_commands(names: Path) -> list[list[str]]:
             ["ip", "address", "add", f"{address}/24", "dev", bridge],
             ["ip", "link", "set", bridge, "up"],
         ]
+    # An address that a deleted guest had is soon another's, with another MAC: the fabric must not believe its
+    # old neighbour for half a minute.
+    neighbours = {
+        "base_reachable_time_ms": 3000,
+        "delay_first_probe_time": 1,
+        "ucast_solicit": 2,
+        "retrans_time_ms": 250,
+    }
+    for key, value in neighbours.items():
+        commands.append(["sysctl", "-q", "-w", f"net.ipv4.neigh.{GUEST_BRIDGE}.{key}={value}"])
     for address in SERVICE_ADDRESSES.values():
         if address != FABRIC_MANAGEMENT_ADDRESS:
             commands.append(["ip", "address", "add", f"{address}/24", "dev", MANAGEMENT_BRIDGE])

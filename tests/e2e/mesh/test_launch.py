@@ -60,7 +60,7 @@ def test_delete_leaves_nothing_on_the_host_nor_in_etcd(mesh: Mesh) -> None:
     assert f"macs/{mac}" not in keys
     with pytest.raises(grpc.RpcError) as refused:
         guest.record()
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_launch_that_fails_on_its_host_leaves_nothing_there_and_says_why(mesh: Mesh) -> None:

@@ -126,7 +126,10 @@ def test_the_timeline_and_the_metrics_tell_of_a_move(mesh: Mesh) -> None:
     events = mesh.cli().json("instance", "events", "db-1")
     assert [event["type"] for event in events] == ["OPERATION_DONE", *TIMELINE, "OPERATION_DONE"]
     assert _migrations(mesh) == counted + 1
-    assert json.loads(mesh.cli().run("migration", "list", "db-1", "-o", "json"))[0]["operation"] == operation.name
+    assert (
+        json.loads(mesh.cli().run("migration", "list", "db-1", "-o", "json"))[0]["operation"]
+        == operation.name
+    )
 
 
 def _migrations(mesh: Mesh) -> float:

@@ -73,11 +73,23 @@ class Cluster:
         return LeaderRecord.FromString(seen.value).id if seen else ""
 
     async def until_leader(self, *, other_than: str = "") -> str:
+        """A scheduler that leads and knows it: a killed one's key stands until its TTL is over."""
+
         async def led() -> str | None:
             found = await self.leader()
-            return found if found != other_than else None
+            if not found or found == other_than:
+                return None
+            metrics = await asyncio.to_thread(self.mesh.http, found, "/metrics")
+            return found if "\nremuda_leader 1.0\n" in metrics else None
 
         return await wait_for(led, timeout=READY_SECONDS, last_status=self.mesh.log_tails)
+
+    async def until_healthy(self) -> None:
+        async def healthy() -> bool:
+            asked = [asyncio.to_thread(self.mesh.http, name, "/healthz") for name in self.mesh.processes]
+            return all(answer == "ok\n" for answer in await asyncio.gather(*asked))
+
+        await wait_for(healthy, timeout=READY_SECONDS, last_status=self.mesh.log_tails)
 
     async def until_up(self, *names: str) -> None:
         async def all_up() -> bool:
@@ -359,6 +371,7 @@ async def cluster(mesh: Mesh, etcd: Etcd, request: pytest.FixtureRequest) -> Asy
         mesh.start()
         admin, alice = await clients(mesh, stack)
         found = Cluster(mesh=mesh, etcd=etcd, keys=Keys(mesh.prefix), stack=stack, admin=admin, alice=alice)
+        await found.until_healthy()
         await found.until_leader()
         await found.until_up()
         yield found

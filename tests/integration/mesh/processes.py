@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -233,6 +234,14 @@ class Mesh:
 
     def _fabric(self) -> FakeFabric:
         return FakeFabric(file=self.world)
+
+    def http(self, service: str, path: str) -> str:
+        """From its management address, empty when nobody answers there."""
+        try:
+            with urllib.request.urlopen(f"http://{self.metrics[service]}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
 
     def directories(self) -> set[str]:
         """Instance directories on all pools, as <pool>/<uuid>."""

@@ -1,7 +1,6 @@
 """What the services show of themselves: metrics that change with the work, and health."""
 
 import asyncio
-import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 from remuda_core.testing.waiting import wait_for
@@ -15,11 +14,7 @@ MIB = 1 << 20
 async def scrape(cluster: Cluster, service: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Samples by name and labels."""
 
-    def read() -> str:
-        with urllib.request.urlopen(f"http://{cluster.mesh.metrics[service]}/metrics", timeout=5) as answer:
-            return str(answer.read().decode())
-
-    text = await asyncio.to_thread(read)
+    text = await asyncio.to_thread(cluster.mesh.http, service, "/metrics")
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -88,9 +83,5 @@ async def test_agents_say_whether_they_are_attached(cluster: Cluster) -> None:
 
 
 async def test_every_service_answers_its_health_check(cluster: Cluster) -> None:
-    def read(service: str) -> tuple[int, str]:
-        with urllib.request.urlopen(f"http://{cluster.mesh.metrics[service]}/healthz", timeout=5) as answer:
-            return answer.status, answer.read().decode().strip()
-
     for service in cluster.mesh.processes:
-        assert await asyncio.to_thread(read, service) == (200, "ok")
+        assert await asyncio.to_thread(cluster.mesh.http, service, "/healthz") == "ok\n"
