@@ -1,4 +1,4 @@
-"""Did a guest move without stopping? Judged from inside the guest and from both hosts, never by the api's word."""
+"""Did a guest move without stopping? Judged from inside it and from both hosts, never by the api's word."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def check_moved(
     if left := mesh.traces(source, guest.uid, pool=pool):
         raise LabError(f"{source} still has {left}")
     return [
-        f"inside {after.hostname}: the same boot ({after.boot_nonce[:8]}), memory counter {old.memory_tick} ->"
-        f" {after.memory_tick}, disk counter {old.disk_tick} -> {after.disk_tick} in {took:.1f} s",
+        f"inside {after.hostname}: the same boot ({after.boot_nonce[:8]}), memory counter {old.memory_tick} "
+        f"-> {after.memory_tick}, disk counter {old.disk_tick} -> {after.disk_tick} in {took:.1f} s",
         f"its disk, read again without any cache: counter {disk.disk_tick}, payload's digest is right",
         f"{target} runs it and has its definition; {source} has no domain, no QEMU"
         + (" and no file of it" if pool != "shared" else " of it"),

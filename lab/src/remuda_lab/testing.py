@@ -1,7 +1,8 @@
 """Fixtures for end-to-end tests. A conftest.py takes them with ``from remuda_lab.testing import ...``.
 
-``bare_lab`` has hosts and libvirt but no services; ``mesh`` has everything, and the guest image uploaded. Labs of tests are tethered: they end with the test process
-however that ends, and what an older run left is swept before a new lab starts. With REMUDA_LAB_KEEP set the
+``bare_lab`` has hosts and libvirt but no services; ``mesh`` has everything, and the guest image uploaded.
+Labs of tests are tethered: they end with the test process however that ends, and what an older run left is
+swept before a new lab starts. With REMUDA_LAB_KEEP set the
 logs and disks of a mesh stay in its directory.
 """
 

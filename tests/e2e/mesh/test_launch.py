@@ -77,7 +77,7 @@ def test_a_launch_that_fails_on_its_host_leaves_nothing_there_and_says_why(mesh:
     assert "br0" in record["statusMessage"]
     assert (record["host"], record["networkInterfaces"][0]["macAddress"]) == ("", "")
     assert mesh.traces("host3", record["uid"]) == []
-    assert [key for key in mesh.etcd("ports/")] == []
+    assert list(mesh.etcd("ports/")) == []
 
 
 def test_a_launch_that_no_host_can_take_says_which_filter_refused(mesh: Mesh) -> None:

@@ -24,7 +24,7 @@ class Cli:
         return run(self._command(arguments), timeout=timeout, stdin=stdin, env=self.environment)
 
     def json(self, *arguments: str, timeout: float = 180.0) -> Any:
-        """The one document that ``-o json`` prints: an object, or an array for a list. Raises CommandFailed."""
+        """The document that ``-o json`` prints: an object, or an array for a list. Raises CommandFailed."""
         return json.loads(self.run(*arguments, "-o", "json", timeout=timeout))
 
     def json_lines(self, *arguments: str, timeout: float = 180.0) -> list[Any]:

@@ -113,7 +113,7 @@ class LabClient:
         return [
             f". {self.environment_file}",
             "remuda host list",
-            f"remuda --help                  # as somebody else: REMUDA_CONFIG={self.contexts}, --context alice",
+            f"remuda --help                  # as another: REMUDA_CONFIG={self.contexts}, --context alice",
             f"buf curl --cacert {self.ca} --cert {pair.certificate} --key {pair.key} \\",
             f"    https://{self.endpoint}/{call}",
             f"buf curl --cacert {self.ca} -H 'Authorization: Bearer {self.token}' \\",

@@ -26,7 +26,7 @@ from remuda_agent.hypervisor.model import (
 
 
 def dump(world: World) -> str:
-    """Events are not kept: they are told to this process's subscribers only."""
+    """Events too: those of one process are news for the others."""
     return json.dumps(
         {
             "hosts": {name: dataclasses.asdict(host) for name, host in world.hosts.items()},
@@ -34,6 +34,8 @@ def dump(world: World) -> str:
             "results": {number: dataclasses.asdict(result) for number, result in world.results.items()},
             "stopping": sorted(world.stopping),
             "next_job": world.next_job,
+            "told": [dataclasses.asdict(told) for told in world.told],
+            "next_event": world.next_event,
         },
         default=str,  # paths
     )
@@ -48,6 +50,22 @@ def load(text: str) -> World:
         results={int(number): _result(result) for number, result in raw["results"].items()},
         stopping={(host, InstanceId(instance)) for host, instance in raw["stopping"]},
         next_job=raw["next_job"],
+        told=[_told(told) for told in raw["told"]],
+        next_event=raw["next_event"],
+    )
+
+
+def _told(raw: dict[str, Any]) -> ToldEvent:
+    event = raw["event"]
+    return ToldEvent(
+        number=raw["number"],
+        event=WorldEvent(
+            host=event["host"],
+            kind=EventKind(event["kind"]),
+            instance_id=InstanceId(event["instance_id"]),
+            detail=event["detail"],
+        ),
+        time=raw["time"],
     )
 
 

@@ -26,6 +26,8 @@ from remuda_agent.hypervisor.model import (
 
 MACHINE_TYPES = ("pc-q35-7.0", "pc-q35-7.1", "pc-q35-7.2")
 MIB = 1 << 20
+TOLD_KEPT = 128
+"""Events kept for processes that look later; one that missed more lists everything again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,16 @@ class WorldEvent:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldEvent:
+    """One that happened, numbered in order: every process tells its own subscribers."""
+
+    number: int
+    event: WorldEvent
+    time: str
+    """ISO 8601, UTC."""
+
+
 @dataclass(slots=True, kw_only=True)
 class World:
     """All hosts and all jobs. Every method takes ``now``; call `settle` first."""
@@ -135,6 +147,9 @@ class World:
     next_job: int = 1
     events: list[WorldEvent] = field(default_factory=list)
     """Not yet told."""
+    told: list[ToldEvent] = field(default_factory=list)
+    """The last ones."""
+    next_event: int = 1
 
     def host(self, name: str) -> FakeHost:
         """Raises HYPERVISOR_ERROR when it has no power."""
@@ -301,6 +316,14 @@ class World:
     def tell(self, host: str, kind: EventKind, instance_id: InstanceId, detail: str) -> None:
         """Queue an event for the subscribers of ``host``."""
         self.events.append(WorldEvent(host=host, kind=kind, instance_id=instance_id, detail=detail))
+
+    def number_events(self, time: str) -> None:
+        """What has happened since the last time becomes history; ``time`` as in ToldEvent."""
+        for event in self.events:
+            self.told.append(ToldEvent(number=self.next_event, event=event, time=time))
+            self.next_event += 1
+        self.events.clear()
+        del self.told[:-TOLD_KEPT]
 
     def stamp(self, host: str, instance_id: InstanceId, epoch: Epoch, operation_id: OperationId) -> None:
         """Rewrite the metadata. Raises DomainMissing."""
