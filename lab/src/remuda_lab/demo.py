@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from remuda_lab.cluster import Cluster, addresses
+from remuda_lab.cluster import Cluster, addresses, settings
 from remuda_lab.demo_proof import Before, check_moved
 from remuda_lab.errors import LabError
 from remuda_lab.fabric_http import query
@@ -95,7 +95,7 @@ def run_demo() -> None:
 def _perform(mesh: Mesh, tell: Narrator) -> None:
     _show_mesh(mesh, tell)
     remuda = mesh.cli()
-    counted = _measure(mesh)
+    counted = _first_measurement(mesh)
     tell.section("an image, uploaded in chunks")
     tell.command("image", "upload", "guest.qcow2", "--name", IMAGE)
     remuda.shown("image", "upload", str(mesh.image.qcow2), "--name", IMAGE, "--guest-agent")
@@ -113,11 +113,10 @@ def _perform(mesh: Mesh, tell: Narrator) -> None:
     tell.section("shared-storage live migration: db's memory moves from host1 to host2, its disk stays")
     _move(mesh, tell, db, "db", to="host2", pool="shared")
 
-    tell.section("what is on record")
+    tell.section("what is on record: the instance's events, the operation's steps, the migrations")
     tell.command("instance", "events", "web")
     remuda.shown("instance", "events", "web")
-    tell.command("operation", "show", "<the migration of web>")
-    remuda.shown("operation", "show", web_operation(mesh, web))
+    _show_steps(mesh, tell, web)
     tell.command("migration", "list")
     remuda.shown("migration", "list")
     _show_metrics(mesh, tell, counted)
@@ -179,11 +178,18 @@ def _move(
     tell.say(f"from outside: {report}")
 
 
-def web_operation(mesh: Mesh, guest: Guest) -> str:
-    """The operation of the guest's newest migration."""
-    migrations = mesh.cli().json("migration", "list", guest.uid)
-    operation: str = migrations[0]["operation"]
-    return operation
+def _show_steps(mesh: Mesh, tell: Narrator, guest: Guest) -> None:
+    """The timeline of the guest's newest migration: what was done where, and how long it took."""
+    operation = mesh.cli().json("migration", "list", guest.uid)[0]["operation"]
+    tell.command("operation", "show", operation.removeprefix("operations/"))
+    metadata = mesh.metadata(operation)
+    begun = metadata.create_time.ToMilliseconds()
+    tell.say(f"{'STEP':20} {'HOST':6} {'BEGUN':>9} {'TOOK':>9}")
+    for step in metadata.steps:
+        start, end = step.start_time.ToMilliseconds(), step.end_time.ToMilliseconds()
+        where = mesh.host_name(step.host) if step.host else "-"
+        tell.say(f"{step.name:20} {where:6} {start - begun:6} ms {end - start:6} ms")
+    tell.say(f"asked for by {metadata.requester}, request {metadata.request_id}")
 
 
 def _measure(mesh: Mesh) -> dict[str, float]:
@@ -193,6 +199,19 @@ def _measure(mesh: Mesh) -> dict[str, float]:
         samples = query(mesh.lab.fabric().init, addresses.PROMETHEUS, expression)
         found[title] = samples[0][1] if samples else 0.0
     return found
+
+
+def _first_measurement(mesh: Mesh) -> dict[str, float]:
+    """Once Prometheus has found and scraped every service."""
+    expected = len(settings.targets(mesh.lab.plans()))
+    wait_for(
+        f"Prometheus scrapes {expected} targets",
+        lambda: query(mesh.lab.fabric().init, addresses.PROMETHEUS, "sum(up)")[0][1] == expected,
+        timeout=30,
+        interval=0.2,
+        status=lambda: query(mesh.lab.fabric().init, addresses.PROMETHEUS, "up == 0"),
+    )
+    return _measure(mesh)
 
 
 def _show_metrics(mesh: Mesh, tell: Narrator, before: dict[str, float]) -> None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
+from remuda_agent.hypervisor import EventKind
 from remuda_agent.hypervisor.fake import DEFAULT_CAPABILITIES, FakeFabric
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.tls import Tls
@@ -227,6 +228,7 @@ class Mesh:
                 with fabric.transaction() as world:
                     domain = world.domain(host, uid)
                     domain.paused, domain.reason = True, "user"
+                    world.tell(host, EventKind.SUSPENDED, uid, "paused")
             case "shutdown":
                 fabric.power_button_inside(host, uid)
             case "kill":

@@ -15,6 +15,7 @@ from remuda_agent.hypervisor import (
     PowerState,
 )
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings, ManualClock, WallClock
+from remuda_agent.hypervisor.fake.world import TOLD_KEPT
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId, OperationId
 from remuda_core.testing.waiting import wait_for
@@ -323,6 +324,20 @@ async def test_changes_of_another_process_are_noticed(tmp_path: Path) -> None:
     async with a.events() as events:
         assert (await anext(events)).kind is EventKind.RELIST
         await same.define(GUEST)
+        await same.start(ID)
+        async with asyncio.timeout(5):
+            assert [(await anext(events)).kind for _ in range(2)] == [EventKind.DEFINED, EventKind.STARTED]
+    assert (await a.domains())[0].instance_id == ID
+
+
+async def test_who_missed_too_many_changes_of_another_process_looks_at_everything(tmp_path: Path) -> None:
+    file = tmp_path / "world.json"
+    one, two = FakeFabric(file=file), FakeFabric(file=file)
+    a, same = FakeHypervisor(one, "a"), FakeHypervisor(two, "a")
+    for _ in range(TOLD_KEPT):
+        await same.define(GUEST)
+        await same.undefine(ID)
+    async with a.events() as events:
+        assert (await anext(events)).kind is EventKind.RELIST
         async with asyncio.timeout(5):
             assert (await anext(events)).kind is EventKind.RELIST
-    assert (await a.domains())[0].instance_id == ID

@@ -32,7 +32,7 @@ from remuda.image.v1 import chunk_pb2 as remuda_dot_image_dot_v1_dot_chunk__pb2
 from remuda.scheduler.v1 import registry_pb2 as remuda_dot_scheduler_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/agent/v1/agent.proto\x12\x0fremuda.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1cremuda/agent/v1/common.proto\x1a!remuda/compute/v1/operation.proto\x1a\x1bremuda/image/v1/chunk.proto\x1a\"remuda/scheduler/v1/registry.proto\"B\n\x0c\x46\x65nceRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\" \n\rFenceResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\"\xd7\x04\n\x0eRunStepRequest\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x18.remuda.agent.v1.StepKeyB\x06\xbaH\x03\xc8\x01\x01\x12=\n\x11\x65nsure_base_image\x18\x02 \x01(\x0b\x32 .remuda.agent.v1.EnsureBaseImageH\x00\x12\x36\n\rprepare_disks\x18\x03 \x01(\x0b\x32\x1d.remuda.agent.v1.PrepareDisksH\x00\x12\x36\n\rdefine_domain\x18\x04 \x01(\x0b\x32\x1d.remuda.agent.v1.DefineDomainH\x00\x12\x34\n\x0cstart_domain\x18\x05 \x01(\x0b\x32\x1c.remuda.agent.v1.StartDomainH\x00\x12\x32\n\x0bstop_domain\x18\x06 \x01(\x0b\x32\x1b.remuda.agent.v1.StopDomainH\x00\x12:\n\x0fremove_instance\x18\x07 \x01(\x0b\x32\x1f.remuda.agent.v1.RemoveInstanceH\x00\x12<\n\x10prepare_incoming\x18\x08 \x01(\x0b\x32 .remuda.agent.v1.PrepareIncomingH\x00\x12:\n\x0f\x66inish_incoming\x18\t \x01(\x0b\x32\x1f.remuda.agent.v1.FinishIncomingH\x00\x12\x38\n\x0erelease_source\x18\n \x01(\x0b\x32\x1e.remuda.agent.v1.ReleaseSourceH\x00\x42\r\n\x04work\x12\x05\xbaH\x02\x08\x01\"w\n\x0f\x45nsureBaseImage\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x0c\n\x04pool\x18\x04 \x01(\t\"9\n\x0cPrepareDisks\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"9\n\x0c\x44\x65\x66ineDomain\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"\r\n\x0bStartDomain\"E\n\nStopDomain\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"9\n\x0eRemoveInstance\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x19\n\x11keep_shared_files\x18\x02 \x01(\x08\"\x7f\n\x0fPrepareIncoming\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\".\n\x0e\x46inishIncoming\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0c\n\x04pool\x18\x02 \x01(\t\"3\n\rReleaseSource\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\"\xa9\x01\n\x0fRunStepResponse\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.remuda.agent.v1.StepAcceptedH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.remuda.compute.v1.ProgressH\x00\x12)\n\x04\x64one\x18\x03 \x01(\x0b\x32\x19.remuda.agent.v1.StepDoneH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x0cStepAccepted\x12\x0e\n\x06joined\x18\x01 \x01(\x08\"[\n\x08StepDone\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12+\n\x06output\x18\x02 \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\"\xe4\x01\n\nStepOutput\x12\x14\n\x0cmachine_type\x18\x01 \x01(\t\x12\x0e\n\x06\x66orced\x18\x02 \x01(\x08\x12\x37\n\x08observed\x18\x03 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x12\x1c\n\x14guest_agent_answered\x18\x04 \x01(\x08\x12\x18\n\x0b\x64owntime_ms\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12/\n\x0bresume_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_downtime_ms\"7\n\x16ObserveInstanceRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"R\n\x17ObserveInstanceResponse\x12\x37\n\x08observed\x18\x01 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\"S\n\x12ReadConsoleRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tmax_bytes\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80@ \x00\"8\n\x13ReadConsoleResponse\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x32\xe6\x02\n\x0c\x41gentService\x12\x46\n\x05\x46\x65nce\x12\x1d.remuda.agent.v1.FenceRequest\x1a\x1e.remuda.agent.v1.FenceResponse\x12N\n\x07RunStep\x12\x1f.remuda.agent.v1.RunStepRequest\x1a .remuda.agent.v1.RunStepResponse0\x01\x12\x64\n\x0fObserveInstance\x12\'.remuda.agent.v1.ObserveInstanceRequest\x1a(.remuda.agent.v1.ObserveInstanceResponse\x12X\n\x0bReadConsole\x12#.remuda.agent.v1.ReadConsoleRequest\x1a$.remuda.agent.v1.ReadConsoleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/agent/v1/agent.proto\x12\x0fremuda.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1cremuda/agent/v1/common.proto\x1a!remuda/compute/v1/operation.proto\x1a\x1bremuda/image/v1/chunk.proto\x1a\"remuda/scheduler/v1/registry.proto\"B\n\x0c\x46\x65nceRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\" \n\rFenceResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\"\x8d\x05\n\x0eRunStepRequest\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x18.remuda.agent.v1.StepKeyB\x06\xbaH\x03\xc8\x01\x01\x12=\n\x11\x65nsure_base_image\x18\x02 \x01(\x0b\x32 .remuda.agent.v1.EnsureBaseImageH\x00\x12\x36\n\rprepare_disks\x18\x03 \x01(\x0b\x32\x1d.remuda.agent.v1.PrepareDisksH\x00\x12\x36\n\rdefine_domain\x18\x04 \x01(\x0b\x32\x1d.remuda.agent.v1.DefineDomainH\x00\x12\x34\n\x0cstart_domain\x18\x05 \x01(\x0b\x32\x1c.remuda.agent.v1.StartDomainH\x00\x12\x32\n\x0bstop_domain\x18\x06 \x01(\x0b\x32\x1b.remuda.agent.v1.StopDomainH\x00\x12:\n\x0fremove_instance\x18\x07 \x01(\x0b\x32\x1f.remuda.agent.v1.RemoveInstanceH\x00\x12<\n\x10prepare_incoming\x18\x08 \x01(\x0b\x32 .remuda.agent.v1.PrepareIncomingH\x00\x12:\n\x0f\x66inish_incoming\x18\t \x01(\x0b\x32\x1f.remuda.agent.v1.FinishIncomingH\x00\x12\x38\n\x0erelease_source\x18\n \x01(\x0b\x32\x1e.remuda.agent.v1.ReleaseSourceH\x00\x12\x34\n\x0cpause_domain\x18\x0b \x01(\x0b\x32\x1c.remuda.agent.v1.PauseDomainH\x00\x42\r\n\x04work\x12\x05\xbaH\x02\x08\x01\"w\n\x0f\x45nsureBaseImage\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x0c\n\x04pool\x18\x04 \x01(\t\"9\n\x0cPrepareDisks\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"9\n\x0c\x44\x65\x66ineDomain\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"\r\n\x0bStartDomain\"E\n\nStopDomain\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\r\n\x0bPauseDomain\"9\n\x0eRemoveInstance\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x19\n\x11keep_shared_files\x18\x02 \x01(\x08\"\x7f\n\x0fPrepareIncoming\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\".\n\x0e\x46inishIncoming\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0c\n\x04pool\x18\x02 \x01(\t\"3\n\rReleaseSource\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\"\xa9\x01\n\x0fRunStepResponse\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.remuda.agent.v1.StepAcceptedH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.remuda.compute.v1.ProgressH\x00\x12)\n\x04\x64one\x18\x03 \x01(\x0b\x32\x19.remuda.agent.v1.StepDoneH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x0cStepAccepted\x12\x0e\n\x06joined\x18\x01 \x01(\x08\"[\n\x08StepDone\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12+\n\x06output\x18\x02 \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\"\xcf\x02\n\nStepOutput\x12\x14\n\x0cmachine_type\x18\x01 \x01(\t\x12\x0e\n\x06\x66orced\x18\x02 \x01(\x08\x12\x37\n\x08observed\x18\x03 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x12\x1c\n\x14guest_agent_answered\x18\x04 \x01(\x08\x12\x18\n\x0b\x64owntime_ms\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12/\n\x0bresume_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x07\x62ridges\x18\x07 \x03(\x0b\x32(.remuda.agent.v1.StepOutput.BridgesEntry\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_downtime_ms\"7\n\x16ObserveInstanceRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"R\n\x17ObserveInstanceResponse\x12\x37\n\x08observed\x18\x01 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\"S\n\x12ReadConsoleRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tmax_bytes\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80@ \x00\"8\n\x13ReadConsoleResponse\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x32\xe6\x02\n\x0c\x41gentService\x12\x46\n\x05\x46\x65nce\x12\x1d.remuda.agent.v1.FenceRequest\x1a\x1e.remuda.agent.v1.FenceResponse\x12N\n\x07RunStep\x12\x1f.remuda.agent.v1.RunStepRequest\x1a .remuda.agent.v1.RunStepResponse0\x01\x12\x64\n\x0fObserveInstance\x12\'.remuda.agent.v1.ObserveInstanceRequest\x1a(.remuda.agent.v1.ObserveInstanceResponse\x12X\n\x0bReadConsole\x12#.remuda.agent.v1.ReadConsoleRequest\x1a$.remuda.agent.v1.ReadConsoleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNSTEPREQUEST'].oneofs_by_name['work']._serialized_options = b'\272H\002\010\001'
   _globals['_RUNSTEPREQUEST'].fields_by_name['key']._loaded_options = None
   _globals['_RUNSTEPREQUEST'].fields_by_name['key']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_STEPOUTPUT_BRIDGESENTRY']._loaded_options = None
+  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_options = b'8\001'
   _globals['_OBSERVEINSTANCEREQUEST'].fields_by_name['instance_id']._loaded_options = None
   _globals['_OBSERVEINSTANCEREQUEST'].fields_by_name['instance_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_READCONSOLEREQUEST'].fields_by_name['instance_id']._loaded_options = None
@@ -56,41 +58,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FENCERESPONSE']._serialized_start=365
   _globals['_FENCERESPONSE']._serialized_end=397
   _globals['_RUNSTEPREQUEST']._serialized_start=400
-  _globals['_RUNSTEPREQUEST']._serialized_end=999
-  _globals['_ENSUREBASEIMAGE']._serialized_start=1001
-  _globals['_ENSUREBASEIMAGE']._serialized_end=1120
-  _globals['_PREPAREDISKS']._serialized_start=1122
-  _globals['_PREPAREDISKS']._serialized_end=1179
-  _globals['_DEFINEDOMAIN']._serialized_start=1181
-  _globals['_DEFINEDOMAIN']._serialized_end=1238
-  _globals['_STARTDOMAIN']._serialized_start=1240
-  _globals['_STARTDOMAIN']._serialized_end=1253
-  _globals['_STOPDOMAIN']._serialized_start=1255
-  _globals['_STOPDOMAIN']._serialized_end=1324
-  _globals['_REMOVEINSTANCE']._serialized_start=1326
-  _globals['_REMOVEINSTANCE']._serialized_end=1383
-  _globals['_PREPAREINCOMING']._serialized_start=1385
-  _globals['_PREPAREINCOMING']._serialized_end=1512
-  _globals['_FINISHINCOMING']._serialized_start=1514
-  _globals['_FINISHINCOMING']._serialized_end=1560
-  _globals['_RELEASESOURCE']._serialized_start=1562
-  _globals['_RELEASESOURCE']._serialized_end=1613
-  _globals['_RUNSTEPRESPONSE']._serialized_start=1616
-  _globals['_RUNSTEPRESPONSE']._serialized_end=1785
-  _globals['_STEPACCEPTED']._serialized_start=1787
-  _globals['_STEPACCEPTED']._serialized_end=1817
-  _globals['_STEPDONE']._serialized_start=1819
-  _globals['_STEPDONE']._serialized_end=1910
-  _globals['_STEPOUTPUT']._serialized_start=1913
-  _globals['_STEPOUTPUT']._serialized_end=2141
-  _globals['_OBSERVEINSTANCEREQUEST']._serialized_start=2143
-  _globals['_OBSERVEINSTANCEREQUEST']._serialized_end=2198
-  _globals['_OBSERVEINSTANCERESPONSE']._serialized_start=2200
-  _globals['_OBSERVEINSTANCERESPONSE']._serialized_end=2282
-  _globals['_READCONSOLEREQUEST']._serialized_start=2284
-  _globals['_READCONSOLEREQUEST']._serialized_end=2367
-  _globals['_READCONSOLERESPONSE']._serialized_start=2369
-  _globals['_READCONSOLERESPONSE']._serialized_end=2425
-  _globals['_AGENTSERVICE']._serialized_start=2428
-  _globals['_AGENTSERVICE']._serialized_end=2786
+  _globals['_RUNSTEPREQUEST']._serialized_end=1053
+  _globals['_ENSUREBASEIMAGE']._serialized_start=1055
+  _globals['_ENSUREBASEIMAGE']._serialized_end=1174
+  _globals['_PREPAREDISKS']._serialized_start=1176
+  _globals['_PREPAREDISKS']._serialized_end=1233
+  _globals['_DEFINEDOMAIN']._serialized_start=1235
+  _globals['_DEFINEDOMAIN']._serialized_end=1292
+  _globals['_STARTDOMAIN']._serialized_start=1294
+  _globals['_STARTDOMAIN']._serialized_end=1307
+  _globals['_STOPDOMAIN']._serialized_start=1309
+  _globals['_STOPDOMAIN']._serialized_end=1378
+  _globals['_PAUSEDOMAIN']._serialized_start=1380
+  _globals['_PAUSEDOMAIN']._serialized_end=1393
+  _globals['_REMOVEINSTANCE']._serialized_start=1395
+  _globals['_REMOVEINSTANCE']._serialized_end=1452
+  _globals['_PREPAREINCOMING']._serialized_start=1454
+  _globals['_PREPAREINCOMING']._serialized_end=1581
+  _globals['_FINISHINCOMING']._serialized_start=1583
+  _globals['_FINISHINCOMING']._serialized_end=1629
+  _globals['_RELEASESOURCE']._serialized_start=1631
+  _globals['_RELEASESOURCE']._serialized_end=1682
+  _globals['_RUNSTEPRESPONSE']._serialized_start=1685
+  _globals['_RUNSTEPRESPONSE']._serialized_end=1854
+  _globals['_STEPACCEPTED']._serialized_start=1856
+  _globals['_STEPACCEPTED']._serialized_end=1886
+  _globals['_STEPDONE']._serialized_start=1888
+  _globals['_STEPDONE']._serialized_end=1979
+  _globals['_STEPOUTPUT']._serialized_start=1982
+  _globals['_STEPOUTPUT']._serialized_end=2317
+  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_start=2255
+  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_end=2301
+  _globals['_OBSERVEINSTANCEREQUEST']._serialized_start=2319
+  _globals['_OBSERVEINSTANCEREQUEST']._serialized_end=2374
+  _globals['_OBSERVEINSTANCERESPONSE']._serialized_start=2376
+  _globals['_OBSERVEINSTANCERESPONSE']._serialized_end=2458
+  _globals['_READCONSOLEREQUEST']._serialized_start=2460
+  _globals['_READCONSOLEREQUEST']._serialized_end=2543
+  _globals['_READCONSOLERESPONSE']._serialized_start=2545
+  _globals['_READCONSOLERESPONSE']._serialized_end=2601
+  _globals['_AGENTSERVICE']._serialized_start=2604
+  _globals['_AGENTSERVICE']._serialized_end=2962
 # @@protoc_insertion_point(module_scope)

@@ -3,10 +3,12 @@
 isort:skip_file
 Orders of the scheduler's leader to one host."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from remuda.agent.v1 import common_pb2 as _common_pb2
 from remuda.compute.v1 import operation_pb2 as _operation_pb2
@@ -85,6 +87,7 @@ class RunStepRequest(_message.Message):
     PREPARE_INCOMING_FIELD_NUMBER: _builtins.int
     FINISH_INCOMING_FIELD_NUMBER: _builtins.int
     RELEASE_SOURCE_FIELD_NUMBER: _builtins.int
+    PAUSE_DOMAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> _common_pb2.StepKey:
         """Which step."""
@@ -127,6 +130,12 @@ class RunStepRequest(_message.Message):
     def release_source(self) -> Global___ReleaseSource:
         """After the ownership moved away: domain undefined, local files removed, shared ones left."""
 
+    @_builtins.property
+    def pause_domain(self) -> Global___PauseDomain:
+        """A copy that the record does not own is paused, never destroyed: two run, an operator decides.
+        Undo: nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -140,12 +149,13 @@ class RunStepRequest(_message.Message):
         prepare_incoming: Global___PrepareIncoming | None = ...,
         finish_incoming: Global___FinishIncoming | None = ...,
         release_source: Global___ReleaseSource | None = ...,
+        pause_domain: Global___PauseDomain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "pause_domain", b"pause_domain", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "pause_domain", b"pause_domain", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["ensure_base_image", "prepare_disks", "define_domain", "start_domain", "stop_domain", "remove_instance", "prepare_incoming", "finish_incoming", "release_source"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["ensure_base_image", "prepare_disks", "define_domain", "start_domain", "stop_domain", "remove_instance", "prepare_incoming", "finish_incoming", "release_source", "pause_domain"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -279,6 +289,23 @@ class StopDomain(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopDomain: _TypeAlias = StopDomain  # noqa: Y015
+
+@_typing.final
+class PauseDomain(_message.Message):
+    """Work: pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseDomain: _TypeAlias = PauseDomain  # noqa: Y015
 
 @_typing.final
 class RemoveInstance(_message.Message):
@@ -488,12 +515,33 @@ class StepOutput(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class BridgesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MACHINE_TYPE_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
     GUEST_AGENT_ANSWERED_FIELD_NUMBER: _builtins.int
     DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     RESUME_TIME_FIELD_NUMBER: _builtins.int
+    BRIDGES_FIELD_NUMBER: _builtins.int
     machine_type: _builtins.str
     """Canonical machine type of the domain, from DefineDomain."""
     forced: _builtins.bool
@@ -510,6 +558,10 @@ class StepOutput(_message.Message):
     def resume_time(self) -> _timestamp_pb2.Timestamp:
         """From FinishIncoming: when the guest was seen to resume here; unset: unknown."""
 
+    @_builtins.property
+    def bridges(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """From PrepareIncoming: bridge of the target per physical network of the guest's ports."""
+
     def __init__(
         self,
         *,
@@ -519,10 +571,11 @@ class StepOutput(_message.Message):
         guest_agent_answered: _builtins.bool = ...,
         downtime_ms: _builtins.int | None = ...,
         resume_time: _timestamp_pb2.Timestamp | None = ...,
+        bridges: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "forced", b"forced", "guest_agent_answered", b"guest_agent_answered", "machine_type", b"machine_type", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "bridges", b"bridges", "downtime_ms", b"downtime_ms", "forced", b"forced", "guest_agent_answered", b"guest_agent_answered", "machine_type", b"machine_type", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__downtime_ms: _TypeAlias = _typing.Literal["downtime_ms"]  # noqa: Y015
     _WhichOneofArgType__downtime_ms: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms"]  # noqa: Y015

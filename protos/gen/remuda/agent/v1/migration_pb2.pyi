@@ -3,10 +3,12 @@
 isort:skip_file
 Live migration, told to the source host."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from remuda.agent.v1 import common_pb2 as _common_pb2
 from remuda.compute.v1 import migration_pb2 as _migration_pb2
@@ -109,10 +111,31 @@ class MigrationTarget(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class BridgesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HOST_ID_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
+    BRIDGES_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """UUID."""
     hostname: _builtins.str
@@ -121,6 +144,10 @@ class MigrationTarget(_message.Message):
     """Address that memory and disks are sent to."""
     transport: _builtins.str
     """"tls" or "tcp", the same on both sides."""
+    @_builtins.property
+    def bridges(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Its bridge per physical network of the guest's ports: they may be called otherwise than here."""
+
     def __init__(
         self,
         *,
@@ -128,10 +155,11 @@ class MigrationTarget(_message.Message):
         hostname: _builtins.str = ...,
         address: _builtins.str = ...,
         transport: _builtins.str = ...,
+        bridges: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "host_id", b"host_id", "hostname", b"hostname", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bridges", b"bridges", "host_id", b"host_id", "hostname", b"hostname", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,6 +87,9 @@ async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: Domai
         match outcome:
             case Outcome.MOVED:
                 await run.going_on()
+                # What is still shown is the last look at a job that is over.
+                over = MigrationProgress(phase=MigrationProgress.PHASE_FINISHING)
+                run.publish(Progress(percent=99, message="finishing", migration=over))
                 return
             case Outcome.STAYED if not run.state.HasField("ended"):
                 # Its agent was away, now the source is back and runs no job: begin, or begin again.

@@ -45,6 +45,8 @@ class FakeFabric:
         self._world = World()
         self._file = file
         self._seen = ""
+        self._heard: int | None = None
+        """Number of the last event that was told here."""
         self._fanouts: dict[str, Fanout] = defaultdict(Fanout)
         self._waiting: set[asyncio.Future[None]] = set()
         self._users = 0
@@ -75,10 +77,7 @@ class FakeFabric:
             fcntl.flock(lock, fcntl.LOCK_EX)
             text = self._file.read_text() if self._file.exists() else ""
             if text != self._seen:
-                # Another process has written; what it told its subscribers, ours did not hear.
-                for fanout in self._fanouts.values():
-                    fanout.relist()
-                self._wake()
+                self._wake()  # another process has written
             world = saved.load(text) if text else World()
             try:
                 yield world
@@ -91,13 +90,27 @@ class FakeFabric:
                 self._seen = after
 
     def _tell(self, world: World, *, woken: bool) -> None:
-        told, world.events = world.events, []
-        now = datetime.now(UTC)
-        for event in told:
+        """What happened since this process told its subscribers last, whichever process made it happen."""
+        if self._heard is None:
+            # Before its first look there was nobody to tell: subscribing begins with a RELIST.
+            self._heard = world.next_event - 1
+        world.number_events(datetime.now(UTC).isoformat())
+        fresh = [told for told in world.told if told.number > self._heard]
+        if fresh and fresh[0].number > self._heard + 1:
+            for fanout in self._fanouts.values():
+                fanout.relist()
+        for told in fresh:
+            event = told.event
             self._fanouts[event.host].put(
-                HypervisorEvent(kind=event.kind, instance_id=event.instance_id, detail=event.detail, time=now)
+                HypervisorEvent(
+                    kind=event.kind,
+                    instance_id=event.instance_id,
+                    detail=event.detail,
+                    time=datetime.fromisoformat(told.time),
+                )
             )
-        if told or woken:
+        self._heard = world.next_event - 1
+        if fresh or woken:
             self._wake()
 
     def _wake(self) -> None:

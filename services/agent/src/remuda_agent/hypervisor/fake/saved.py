@@ -15,12 +15,15 @@ from remuda_agent.hypervisor.fake.world import (
     FakeJob,
     FakeTimings,
     JobResult,
+    ToldEvent,
     World,
+    WorldEvent,
 )
 from remuda_agent.hypervisor.model import (
     CompletedMigration,
     DomainDescription,
     DomainNic,
+    EventKind,
     MigrationRequest,
 )
 
