@@ -33,7 +33,7 @@ def lab(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_lab_is_brought_up_looked_at_broken_and_taken_down(workplace: Path) -> None:
     assert lab(workplace, "status").returncode == 1
-    up = lab(workplace, "up", "--hosts", "2")
+    up = lab(workplace, "up", "--bare", "--hosts", "2")
     assert up.returncode == 0, up.stderr
     assert "host1, host2" in up.stdout
 
@@ -73,6 +73,6 @@ def test_what_cannot_be_done_is_a_sentence_and_status_one(
 
 
 def test_an_unknown_unit_is_named(workplace: Path) -> None:
-    lab(workplace, "up", "--hosts", "1")
+    lab(workplace, "up", "--bare", "--hosts", "1")
     done = lab(workplace, "kill", "host1", "agent")
     assert (done.returncode, "agent is not running" in done.stderr) == (1, True)

@@ -8,8 +8,8 @@ from remuda_core.ids import HostId, InstanceId
 from remuda_scheduler.placement.snapshot import Usage, host_facts, usage_by_host
 
 A, B = HostId("a"), HostId("b")
-I, J = InstanceId("i"), InstanceId("j")
-RECORDS = {I: InstanceRecord(vcpus=1, memory_mib=64), J: InstanceRecord(vcpus=2, memory_mib=128)}
+WEB, DB = InstanceId("i"), InstanceId("j")
+RECORDS = {WEB: InstanceRecord(vcpus=1, memory_mib=64), DB: InstanceRecord(vcpus=2, memory_mib=128)}
 
 
 def living(host: str, state: "Instance.State.ValueType" = Instance.STATE_RUNNING) -> InstanceStatus:
@@ -23,24 +23,24 @@ def reservation(host: str, instance: str) -> Reservation:
 
 
 def test_instances_count_where_they_live_whether_they_run_or_not() -> None:
-    usage = usage_by_host(RECORDS, {I: living(A), J: living(A, Instance.STATE_STOPPED)}, [])
+    usage = usage_by_host(RECORDS, {WEB: living(A), DB: living(A, Instance.STATE_STOPPED)}, [])
     assert (usage[A].vcpus, usage[A].memory_mib, usage[A].instances) == (3, 192, 2)
     assert B not in usage
 
 
 def test_a_shelved_instance_and_one_without_a_host_take_nothing() -> None:
-    assert usage_by_host(RECORDS, {I: living(A, Instance.STATE_SHELVED), J: living("")}, []) == {}
+    assert usage_by_host(RECORDS, {WEB: living(A, Instance.STATE_SHELVED), DB: living("")}, []) == {}
 
 
 def test_during_a_move_both_hosts_are_charged() -> None:
-    usage = usage_by_host(RECORDS, {J: living(A)}, [reservation(B, J)])
+    usage = usage_by_host(RECORDS, {DB: living(A)}, [reservation(B, DB)])
     assert (usage[A].memory_mib, usage[B].memory_mib) == (128, 128)
     assert usage[B].reserved_disk_bytes == {"local": 7}
 
 
 def test_a_reservation_that_has_become_the_allocation_is_not_counted_twice() -> None:
     """The two come by two watches: for a moment both may be seen."""
-    usage = usage_by_host(RECORDS, {J: living(B)}, [reservation(B, J)])
+    usage = usage_by_host(RECORDS, {DB: living(B)}, [reservation(B, DB)])
     assert (usage[B].memory_mib, usage[B].instances) == (128, 1)
     assert not usage[B].reserved_disk_bytes
 

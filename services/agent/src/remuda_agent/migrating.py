@@ -113,7 +113,8 @@ class Migrations:
         steering = Steering(self._hypervisor, start, job, parameters)
         steered = asyncio.create_task(steering.run(running))
         try:
-            return await asyncio.shield(running)
+            # Cancelled with us when the process ends: that does not stop the hypervisor's job.
+            return await running
         except RemudaError as error:
             raise steering.meaning(error) from error
         finally:

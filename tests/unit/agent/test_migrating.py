@@ -1,0 +1,273 @@
+"""A migration as a job of the source's agent: deadline, cancel, pause, restart. On the fake hypervisor."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
+from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
+from remuda.agent.v1.migration_pb2 import MigrationPolicy, MigrationTarget, StartMigration
+from remuda_agent.hypervisor import DomainDescription, DomainView
+from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
+from remuda_agent.jobs import JobTable
+from remuda_agent.migrating import Migrations
+from remuda_agent.migration_parameters import Parameters
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
+from remuda_core.testing.waiting import wait_for
+
+INSTANCE, OPERATION = InstanceId("6b0ff1d4-4f6b-4b41-9a7c-0b54a1f4d8f7"), "operation"
+NEVER = float("inf")
+
+
+def start(*, timeout: float = 0.0, pause: bool = False) -> StartMigration:
+    policy = MigrationPolicy(pause_on_timeout=pause)
+    if timeout:
+        duration = Duration()
+        duration.FromNanoseconds(int(timeout * 1e9))
+        policy.timeout.CopyFrom(duration)
+    return StartMigration(
+        key=StepKey(
+            operation_id=OPERATION,
+            step="guest_moved",
+            direction=StepKey.DIRECTION_DO,
+            instance_id=INSTANCE,
+            epoch=1,
+            leader=LeaderRef(epoch=1),
+        ),
+        target_epoch=2,
+        target=MigrationTarget(hostname="b", transport="tcp"),
+        policy=policy,
+        shared_disks=True,
+    )
+
+
+@dataclass(kw_only=True)
+class Source:
+    """An agent's part in it; `restarted` is the next life of the same agent."""
+
+    fabric: FakeFabric
+    directory: Path
+    jobs: JobTable
+    migrations: Migrations
+    hypervisor: FakeHypervisor
+
+    @classmethod
+    def of(cls, fabric: FakeFabric, directory: Path) -> "Source":
+        hypervisor, jobs = FakeHypervisor(fabric, "a"), JobTable()
+        migrations = Migrations(
+            hypervisor=hypervisor, jobs=jobs, directory=directory, host_id=HostId("host-a")
+        )
+        return cls(
+            fabric=fabric, directory=directory, jobs=jobs, migrations=migrations, hypervisor=hypervisor
+        )
+
+    def restarted(self) -> "Source":
+        return Source.of(self.fabric, self.directory)
+
+    async def view(self, host: str = "a") -> DomainView | None:
+        return await FakeHypervisor(self.fabric, host).view(INSTANCE)
+
+    async def until_job(self) -> None:
+        await wait_for(lambda: self.hypervisor.job_stats(INSTANCE), timeout=5)
+
+    async def failure(self, request: StartMigration) -> RemudaError:
+        job, _ = self.migrations.start_or_join(request)
+        with pytest.raises(RemudaError) as failed:
+            await asyncio.wait_for(job.result(), 10)
+        return failed.value
+
+    @property
+    def kinds(self) -> list[str]:
+        return [milestone.type for milestone in self.migrations.milestones(OPERATION)]
+
+    @property
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.directory.iterdir()) if self.directory.exists() else []
+
+
+@pytest_asyncio.fixture
+async def source(tmp_path: Path) -> AsyncIterator[Source]:
+    """Its guest runs at epoch 1; host b is there."""
+    fabric = FakeFabric()
+    FakeHypervisor(fabric, "b")
+    made = Source.of(fabric, tmp_path / "migrations")
+    await made.hypervisor.define(
+        DomainDescription(
+            instance_id=INSTANCE,
+            title="web",
+            epoch=Epoch(1),
+            operation_id=OperationId("launch"),
+            vcpus=1,
+            memory_mib=64,
+            disk=Path("/disk"),
+            config_drive=Path("/config"),
+            console=Path("/console"),
+        )
+    )
+    await made.hypervisor.start(INSTANCE)
+    async with fabric.awake():
+        yield made
+        await made.jobs.close(0)
+
+
+async def test_a_migration_tells_what_was_measured_and_leaves_no_parameters(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=0.05, switch_over=0.02)
+    job, joined = source.migrations.start_or_join(start())
+    await job.result()
+    assert not joined
+    ended = source.migrations.ended(OPERATION)
+    assert (ended.downtime_ms, ended.memory_bytes) == (20, 64 << 20)
+    assert source.kinds == ["JOB_STARTED", "SOURCE_PAUSED"]
+    assert source.left == []
+
+
+async def test_a_leader_that_asks_again_after_the_end_gets_the_same_answer(source: Source) -> None:
+    source.fabric.timings = FakeTimings(switch_over=0.02)
+    for _ in range(2):
+        job, _ = source.migrations.start_or_join(start())
+        await job.result()
+        assert source.migrations.ended(OPERATION).downtime_ms == 20
+    assert source.kinds.count("JOB_STARTED") == 1
+
+
+async def test_a_cancel_aborts_the_job_and_is_not_called_a_timeout(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    job, _ = source.migrations.start_or_join(start(timeout=60))
+    await source.until_job()
+    job.stop.set()
+    with pytest.raises(RemudaError) as cancelled:
+        await job.result()
+    assert cancelled.value.reason is Reason.CANCELLED
+    here, there = await source.view(), await source.view("b")
+    assert here is not None
+    assert (here.power_state, there) == ("RUNNING", None)
+    assert source.left == []
+
+
+async def test_at_its_deadline_the_source_gives_up_by_itself(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    error = await source.failure(start(timeout=0.3))
+    assert error.reason is Reason.MIGRATION_TIMEOUT
+    here = await source.view()
+    assert here is not None
+    assert here.power_state == "RUNNING"
+
+
+async def test_the_steps_own_deadline_does_not_end_a_migration(source: Source) -> None:
+    """It is the leader's patience with one call."""
+    source.fabric.timings = FakeTimings(migrate_memory=0.5)
+    request = start(timeout=60)
+    request.key.deadline.FromMilliseconds(50)
+    job, _ = source.migrations.start_or_join(request)
+    await job.result()
+    assert (await source.view()) is not None
+
+
+async def test_a_guest_that_dirties_too_much_is_paused_at_the_deadline_if_that_is_allowed(
+    source: Source,
+) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    job, _ = source.migrations.start_or_join(start(timeout=0.3, pause=True))
+    await job.result()
+    there = await source.view("b")
+    assert there is not None
+    assert there.active  # whether it is to run there is the leader's to say
+    assert source.left == []
+
+
+async def test_a_guest_paused_for_the_migration_goes_on_when_that_fails(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER, switch_over=60)
+    job, _ = source.migrations.start_or_join(start(timeout=0.3, pause=True))
+
+    async def paused() -> bool:
+        view = await source.view()
+        return view is not None and view.power_state == "PAUSED"
+
+    await wait_for(paused, timeout=5)
+    await FakeHypervisor(source.fabric, "b").destroy(INSTANCE)
+    with pytest.raises(RemudaError):
+        await job.result()
+    view = await source.view()
+    assert view is not None
+    assert (view.power_state, view.job) == ("RUNNING", "NONE")
+    assert source.left == []
+
+
+async def test_a_guest_that_its_owner_had_paused_stays_paused_when_the_migration_fails(
+    source: Source,
+) -> None:
+    await source.hypervisor.pause(INSTANCE)
+    source.fabric.timings = FakeTimings(migrate_memory=30)
+    error = await source.failure(start(timeout=0.3))
+    assert error.reason is Reason.MIGRATION_TIMEOUT
+    view = await source.view()
+    assert view is not None
+    assert view.power_state == "PAUSED"
+
+
+async def test_an_agent_that_ends_leaves_the_job_to_the_next_one(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=0.8, switch_over=0.02)
+    source.migrations.start_or_join(start(timeout=60))
+    await source.until_job()
+    began = source.migrations.milestones(OPERATION)[0].time.ToNanoseconds() / 1e9
+    await source.jobs.close(0)
+    assert source.left == [f"{INSTANCE}.migration"]
+    again = source.restarted()
+    again.migrations.adopt()
+    job, joined = again.migrations.start_or_join(start(timeout=60))
+    assert joined
+    await job.result()
+    assert again.migrations.ended(OPERATION).downtime_ms == 20
+    assert again.kinds[0] == "JOB_STARTED"
+    assert again.migrations.milestones(OPERATION)[0].time.ToNanoseconds() / 1e9 == pytest.approx(
+        began, abs=0.01
+    )
+    assert again.left == []
+
+
+async def test_a_restarted_agent_keeps_the_deadline_that_was_running(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    source.migrations.start_or_join(start(timeout=30))
+    await source.until_job()
+    await source.jobs.close(0)
+    path = source.directory / f"{INSTANCE}.migration"
+    os.utime(path, (time.time() - 31, time.time() - 31))
+    again = source.restarted()
+    again.migrations.adopt()
+    error = await again.failure(start(timeout=30))
+    assert error.reason is Reason.MIGRATION_TIMEOUT
+    view = await again.view()
+    assert view is not None
+    assert (view.power_state, view.job) == ("RUNNING", "NONE")
+
+
+async def test_parameters_that_cannot_be_read_do_not_keep_the_agent_from_starting(source: Source) -> None:
+    source.directory.mkdir()
+    (source.directory / f"{INSTANCE}.migration").write_bytes(b"\xff\xff\xff")
+    assert list(Parameters.left_in(source.directory)) == []
+    source.migrations.adopt()
+    job, joined = source.migrations.start_or_join(start())
+    assert not joined
+    await job.result()
+
+
+async def test_a_mark_left_by_another_migration_does_not_resume_anybody(source: Source) -> None:
+    source.directory.mkdir()
+    (source.directory / f"{INSTANCE}.paused").touch()
+    assert not Parameters.keep(source.directory, start()).paused_by_us
+
+
+async def test_the_guests_own_shutdown_on_the_way_is_told_as_that(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    job, _ = source.migrations.start_or_join(start(timeout=60))
+    await source.until_job()
+    source.fabric.power_button_inside("a", INSTANCE)
+    with pytest.raises(RemudaError) as failed:
+        await job.result()
+    assert failed.value.reason is Reason.GUEST_STOPPED
