@@ -132,6 +132,14 @@ def _kill(arguments: argparse.Namespace) -> None:
     print(f"{number.name} to {arguments.where}/{arguments.unit}")
 
 
+def _restart(arguments: argparse.Namespace) -> None:
+    cluster = Cluster(_lab(arguments))
+    if cluster.is_running(arguments.service):
+        cluster.kill(arguments.service)
+    cluster.start(arguments.service)
+    print(f"{arguments.service} runs, as pid {cluster.pid(arguments.service).pid}")
+
+
 def _demo(_: argparse.Namespace) -> None:
     # Imported here: the other verbs do without gRPC's start-up time.
     from remuda_lab.demo import run_demo
@@ -202,6 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("unit", help="a unit of `status`, qemu, or qemu:DOMAIN")
     kill.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "STOP", "CONT"])
     kill.set_defaults(verb=_kill)
+
+    restart = verbs.add_parser("restart", help="start a service or an agent again, with SIGKILL if it runs")
+    restart.add_argument(
+        "service", help="api, scheduler-1, scheduler-2, image-store, or a host for its agent"
+    )
+    restart.set_defaults(verb=_restart)
 
     verbs.add_parser("demo", help="the whole mesh from nothing to nothing; two guests move").set_defaults(
         verb=_demo

@@ -123,7 +123,9 @@ def plain_line(metadata: Metadata, elapsed_seconds: float) -> str:
     parts = [f"{human_seconds(elapsed_seconds):>8}  {phase_of(metadata)}"]
     progress = metadata.progress
     # A transfer that is complete stays the newest progress while later steps have none of their own.
-    moved_all = progress.transfer.total_bytes and progress.transfer.done_bytes >= progress.transfer.total_bytes
+    moved_all = (
+        progress.transfer.total_bytes and progress.transfer.done_bytes >= progress.transfer.total_bytes
+    )
     if metadata.HasField("progress") and progress.percent and not moved_all:
         parts[0] += f" {progress.percent} %"
     migration = migration_of(metadata)

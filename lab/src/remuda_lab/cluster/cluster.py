@@ -189,6 +189,11 @@ class Cluster:
         """What a service, or a host's agent, shows at /metrics right now."""
         return self._get(self._metrics_address(name), "/metrics").decode()
 
+    def is_running(self, name: str) -> bool:
+        """Whether a service, or a host's agent (by host name), has a process."""
+        units, unit = self._unit(name)
+        return units.running(unit)
+
     def pid(self, name: str) -> ProcessRef:
         """The process of a service, ``etcd``, ``prometheus``, or of a host's agent (by host name).
 
@@ -244,6 +249,8 @@ class Cluster:
     def _unit(self, name: str) -> tuple[Units, str]:
         if name.startswith("host"):
             return self.lab.host(name).units, "agent"
+        if name not in (*SERVICES, "etcd", "prometheus"):
+            raise LabError(f"there is no service {name!r}: {', '.join(SERVICES)}, or a host for its agent")
         return self.lab.fabric().units, name
 
     def _metrics_address(self, name: str) -> tuple[str, int]:

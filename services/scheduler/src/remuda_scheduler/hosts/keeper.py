@@ -72,7 +72,11 @@ class HostKeeper:
         Raises: HOST_NOT_FOUND, ENROLMENT_REFUSED, DUPLICATE_HOST.
         """
         # First of all: a clone that is refused must leave nothing of itself in the record.
-        self._registry.refuse_duplicate(hello)
+        try:
+            self._registry.refuse_duplicate(hello)
+        except RemudaError as duplicate:
+            _log.error("two machines attach as one host", host=hello.host_id, detail=duplicate.message)
+            raise
         host = HostId(hello.host_id)
         record = self._hosts.get(self._keys.host(host))
         if record is None:
