@@ -17,6 +17,7 @@ from remuda.agent.v1.agent_pb2_grpc import AgentServiceStub
 from remuda.agent.v1.common_pb2 import DomainSpec, LeaderRef, StepKey
 from remuda.agent.v1.migration_pb2_grpc import MigrationServiceStub
 from remuda.compute.v1.instance_pb2 import Instance
+from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.main import serve_host
 from remuda_agent.settings import AgentSettings, PoolSettings
@@ -70,7 +71,7 @@ class Host:
 @asynccontextmanager
 async def running_host(name: str, fabric: FakeFabric, directory: Path) -> AsyncIterator[Host]:
     [port] = free_ports(1)
-    (directory / "pool").mkdir(parents=True)
+    (directory / "pool").mkdir(parents=True, exist_ok=True)
     (directory / "boot_id").write_text("boot-1\n")
     settings = AgentSettings(
         listen=f"127.0.0.1:{port}",
@@ -281,3 +282,42 @@ async def test_a_migration_goes_on_without_its_stream_and_is_joined_and_cancelle
         timeout=5,
         last_status=lambda: "a copy at the target",
     )
+
+
+async def test_an_agent_that_starts_begins_no_migration_that_was_left_unfinished(
+    fabric: FakeFabric, tmp_path: Path
+) -> None:
+    async with running_host("b", fabric, tmp_path / "b") as target:
+        async with running_host("a", fabric, tmp_path / "a") as source:
+            await launch(source)
+            left = migration(source, target).start
+        directory = tmp_path / "a" / "state" / "migrations"
+        directory.mkdir(parents=True)
+        (directory / f"{INSTANCE}.migration").write_bytes(left.SerializeToString())
+        async with running_host("a", fabric, tmp_path / "a") as source:
+            await asyncio.sleep(0.3)
+            assert await source.power() == Instance.POWER_STATE_RUNNING
+            assert await target.power() == Instance.POWER_STATE_ABSENT
+            assert list(directory.iterdir()) == []
+
+
+async def test_the_first_order_after_a_restart_finds_the_job_that_still_runs(
+    fabric: FakeFabric, tmp_path: Path
+) -> None:
+    async with running_host("b", fabric, tmp_path / "b") as target:
+        async with running_host("a", fabric, tmp_path / "a") as source:
+            await launch(source)
+            await prepare_incoming(target)
+            fabric.timings = FakeTimings(migrate_memory=0.8)
+            call = MigrationServiceStub(source.channel).Migrate()
+            await call.write(migration(source, target))
+            await wait_for(lambda: FakeHypervisor(fabric, "a").job_stats(InstanceId(INSTANCE)), timeout=5)
+        async with running_host("a", fabric, tmp_path / "a") as source:
+            observed = await source.agent.ObserveInstance(pb.ObserveInstanceRequest(instance_id=INSTANCE))
+            assert observed.observed.job == ObservedInstance.JOB_MIGRATION_OUT
+            again = MigrationServiceStub(source.channel).Migrate()
+            await again.write(migration(source, target))
+            messages = [message async for message in again]
+            assert messages[0].accepted.joined
+            assert messages[-1].ended.status.code == 0
+            assert await target.power() == Instance.POWER_STATE_RUNNING

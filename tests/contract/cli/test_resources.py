@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from remuda_cli import completion, session
+from remuda_cli.main import build
+from remuda_cli.settings import resolve
 from remuda_core.errors import Reason, RemudaError, invalid_argument
 
 
@@ -200,6 +204,21 @@ def test_who_may_not_list_hosts_sees_the_beginning_of_their_uuids(gateway: Any) 
     assert "aaaaaaaa" in done.out
 
 
+def test_names_of_hosts_that_could_not_be_read_are_read_later(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "NAMES_AGAIN_SECONDS", 0.0)
+    one = session.Session(connection=resolve(environ={}, contexts={}, endpoint=gateway.endpoint))
+    try:
+        host = next(iter(one.gateway.list_hosts()))
+        gateway.state.refusals["ListHosts"] = RemudaError(Reason.SHUTTING_DOWN, "restarting")
+        assert one.label(host.name) == host.uid[:8]
+        del gateway.state.refusals["ListHosts"]
+        assert one.label(host.name) == host.display_name
+    finally:
+        one.close()
+
+
 def test_migrations_are_found_by_a_prefix_without_their_instance(gateway: Any) -> None:
     out = gateway.run("migration", "show", "3a").out
     assert "downtime_ms:" in out
@@ -211,12 +230,14 @@ def test_migrations_are_found_by_a_prefix_without_their_instance(gateway: Any) -
 def test_completion_proposes_the_servers_names_and_stays_silent_without_a_server(
     gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from remuda_cli import completion
-
-    assert completion.instances("w") == ["web-1", "worker"]
-    assert completion.hosts("host2") == ["host2"]
+    context = typer.Context(typer.main.get_command(build()))
+    assert completion.instances(context, "w") == ["web-1", "worker"]
+    assert completion.hosts(context, "host2") == ["host2"]
     monkeypatch.setenv("REMUDA_ENDPOINT", "http://127.0.0.1:1")
-    assert completion.hosts("") == []
+    assert completion.hosts(context, "") == []
+    context.params["endpoint"] = gateway.endpoint
+    inner = typer.Context(typer.main.get_command(build()), parent=context)
+    assert completion.hosts(inner, "host2") == ["host2"], "options before the noun count"
 
 
 def test_a_context_of_the_file_can_be_named(

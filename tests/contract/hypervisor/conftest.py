@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Protocol
 
+import libvirt
 import pytest
 import pytest_asyncio
 from remuda_agent.hypervisor import (
@@ -52,6 +54,14 @@ class Hosts(Protocol):
 
     def receive(self, guest: DomainDescription) -> None:
         """Files on `b`, as PrepareIncoming leaves them."""
+        ...
+
+    def bridge(self, name: str) -> None:
+        """A bridge that only `b` has."""
+        ...
+
+    async def plugged(self, guest: DomainDescription) -> list[str]:
+        """The bridges of the guest on `b`: of the running copy, then of the definition."""
         ...
 
     def slow(self) -> None:
@@ -101,6 +111,16 @@ class FakeHosts:
     def receive(self, guest: DomainDescription) -> None:
         """The fake opens no files."""
 
+    def bridge(self, name: str) -> None:
+        """The fake has no interfaces."""
+
+    async def plugged(self, guest: DomainDescription) -> list[str]:
+        domain = self.fabric.domain("host2", guest.instance_id)
+        assert domain is not None
+        return [
+            nic.bridge for copy in (domain.live, domain.definition) if copy is not None for nic in copy.nics
+        ]
+
     def slow(self) -> None:
         self.fabric.timings = FakeTimings(migrate_disks=0.5, migrate_memory=30, switch_over=0.1)
 
@@ -145,6 +165,23 @@ class LabHosts:
         self._make_files("host2", guest, shared=False)
         with self._outside("host2", guest.config_drive, shared=False).open("wb") as drive:
             drive.truncate(8 << 20)
+
+    def bridge(self, name: str) -> None:
+        self.lab.host("host2").run(["ip", "link", "add", name, "type", "bridge"])
+        self.lab.host("host2").run(["ip", "link", "set", name, "up"])
+
+    async def plugged(self, guest: DomainDescription) -> list[str]:
+        def look() -> list[str]:
+            connection = libvirt.open(self.lab.host("host2").libvirt_uri)
+            try:
+                domain = connection.lookupByUUIDString(guest.instance_id)
+                texts = [domain.XMLDesc(0), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)]
+            finally:
+                connection.close()
+            found = (ET.fromstring(text).find("devices/interface/source") for text in texts)  # noqa: S314
+            return [source.get("bridge", "") for source in found if source is not None]
+
+        return await asyncio.to_thread(look)
 
     def slow(self) -> None:
         self.bandwidth = 2

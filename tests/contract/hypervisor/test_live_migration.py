@@ -95,6 +95,18 @@ async def test_a_running_guest_moves_and_is_stamped_with_the_new_epoch(hosts: Ho
     assert await hosts.a.job_stats(guest.instance_id) is None
 
 
+async def test_a_guest_is_plugged_into_the_bridges_of_its_target(hosts: Hosts) -> None:
+    guest = await running(hosts)
+    hosts.bridge("vmbr7")
+    [nic] = guest.nics
+    begun = asyncio.Event()
+    request = replace(hosts.request(guest), bridges={nic.mac_address: "vmbr7"})
+    await hosts.a.migrate(request, begun=begun)
+    assert begun.is_set()
+    assert await hosts.plugged(guest) == ["vmbr7", "vmbr7"]
+    assert (await shown(hosts.b, guest)).power_state is PowerState.RUNNING
+
+
 async def test_the_moved_guests_definition_starts_it_again(hosts: Hosts) -> None:
     guest = await running(hosts)
     await hosts.a.migrate(hosts.request(guest))

@@ -9,6 +9,7 @@ from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda_agent.jobs import Job, JobTable
 from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import InstanceId
 
 DO, UNDO = StepKey.DIRECTION_DO, StepKey.DIRECTION_UNDO
 
@@ -131,6 +132,19 @@ async def test_a_step_that_outlives_its_deadline_ends_with_a_typed_error() -> No
     with pytest.raises(RemudaError) as late:
         await job.result()
     assert late.value.reason is Reason.DEADLINE_EXCEEDED
+
+
+async def test_what_outlives_its_caller_has_no_deadline_and_is_told_apart() -> None:
+    table, gate = JobTable(), Gate()
+    job, _ = table.start_or_join(key(deadline=0.01), gate, outlives=True)
+    table.start_or_join(key("queued"), gate)
+    await asyncio.sleep(0.05)
+    assert job.task is not None
+    assert not job.task.done()
+    assert [table.migrates(InstanceId(one)) for one in ("i", "j")] == [True, False]
+    gate.open.set()
+    await job.result()
+    assert not table.migrates(InstanceId("i"))
 
 
 async def test_who_follows_sees_the_newest_progress_and_the_end() -> None:

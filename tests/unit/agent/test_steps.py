@@ -21,6 +21,7 @@ from remuda_agent.disks.pools import Pool, Pools
 from remuda_agent.hypervisor import MigrationRequest
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.jobs import JobTable
+from remuda_agent.network.bridges import PretendedBridges
 from remuda_agent.observer import Observer
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.steps import StepRunner, runner
@@ -46,20 +47,20 @@ class Host:
     def of(cls, name: str, fabric: FakeFabric, directory: Path, shared: Path) -> "Host":
         pool = directory / name
         pool.mkdir()
-        hypervisor = FakeHypervisor(fabric, name)
+        hypervisor, jobs = FakeHypervisor(fabric, name), JobTable()
         pools = Pools([Pool(name="local", path=pool), Pool(name="shared", path=shared, shared=True)])
         pools.prepare()
         steps = StepRunner(
             hypervisor=hypervisor,
             files=PoolInstanceFiles(pools, PretendingDiskMaker()),
             images=PretendingBaseImages(pools),
-            observer=Observer(hypervisor, first_sequence=1),
+            observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
             resumes=ResumeTimes(),
             host_id=HostId(f"host-{name}"),
-            bridges={"physnet": "br0"},
+            bridges=PretendedBridges({"physnet": f"br-{name}"}),
             console_dir=directory / f"{name}-console",
         )
-        return cls(name=name, fabric=fabric, hypervisor=hypervisor, steps=steps, jobs=JobTable(), pool=pool)
+        return cls(name=name, fabric=fabric, hypervisor=hypervisor, steps=steps, jobs=jobs, pool=pool)
 
     async def run(
         self, step: str, *, direction: "StepKey.Direction.ValueType" = DO, epoch: int = 1, **work: Any
@@ -253,7 +254,9 @@ async def test_a_move_on_shared_storage_leaves_the_files_where_they_are(hosts: t
     # What the source still owes later can do no harm.
     with pytest.raises(RemudaError):
         await source.run("finish", epoch=1, finish_incoming=pb.FinishIncoming(pool="shared"))
-    await source.run("remove", remove_instance=pb.RemoveInstance(pool="shared"))
+    with pytest.raises(RemudaError) as refused:
+        await source.run("remove", remove_instance=pb.RemoveInstance(pool="shared"))
+    assert refused.value.reason is Reason.STALE_EPOCH
     assert directory.exists()
 
 
@@ -308,3 +311,99 @@ async def test_a_guest_that_shut_itself_down_after_its_arrival_is_ours_and_said_
     owner = read_owner(target.directory)
     assert owner is not None
     assert owner.role == "owner"
+
+
+async def test_a_second_copy_is_paused_and_never_more_than_that(here: Host) -> None:
+    await here.launch()
+    for _ in range(2):
+        output = await here.run("pause", pause_domain=pb.PauseDomain())
+        assert output.observed.power_state == Instance.POWER_STATE_PAUSED
+    await here.run("pause", direction=UNDO, pause_domain=pb.PauseDomain())
+    assert await here.power() == "PAUSED"
+    assert here.directory.exists()
+
+
+async def test_where_no_copy_of_that_epoch_runs_there_is_nothing_to_pause(here: Host) -> None:
+    output = await here.run("pause", pause_domain=pb.PauseDomain())
+    assert output.observed.power_state == Instance.POWER_STATE_ABSENT
+    await here.launch()
+    await here.run("pause", epoch=2, pause_domain=pb.PauseDomain())
+    assert await here.power() == "RUNNING"
+    await here.hypervisor.destroy(INSTANCE)
+    output = await here.run("pause", pause_domain=pb.PauseDomain())
+    assert output.observed.power_state == Instance.POWER_STATE_SHUTOFF
+
+
+async def test_a_guest_that_goes_off_while_it_is_to_be_paused_needs_no_pause(
+    here: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.launch()
+    pause = here.hypervisor.pause
+
+    async def too_late(instance: InstanceId) -> None:
+        await here.hypervisor.destroy(instance)
+        await pause(instance)
+
+    monkeypatch.setattr(here.hypervisor, "pause", too_late)
+    output = await here.run("pause", pause_domain=pb.PauseDomain())
+    assert output.observed.power_state == Instance.POWER_STATE_SHUTOFF
+
+
+async def test_a_pause_that_does_not_take_is_told(here: Host) -> None:
+    await here.launch()
+    here.fabric.faults["a"].fail("pause", "the monitor does not answer")
+    with pytest.raises(RemudaError, match="monitor"):
+        await here.run("pause", pause_domain=pb.PauseDomain())
+
+
+@pytest.mark.parametrize("pool", ["local", "shared"])
+async def test_a_target_names_the_bridges_that_the_guest_will_be_plugged_into(
+    hosts: tuple[Host, Host], pool: str
+) -> None:
+    _, target = hosts
+    work = pb.PrepareIncoming(spec=spec(pool), shared_disks=pool == "shared")
+    output = await target.run("incoming", epoch=2, prepare_incoming=work)
+    assert dict(output.bridges) == {"physnet": "br-b"}
+
+
+async def test_what_is_owed_to_a_guest_that_is_gone_with_its_directory_is_settled(here: Host) -> None:
+    with pytest.raises(RemudaError) as settled:
+        await here.run("finish", epoch=2, finish_incoming=pb.FinishIncoming(pool="local"))
+    assert settled.value.reason is Reason.GUEST_STOPPED
+    await here.launch()
+    await here.run("remove", remove_instance=pb.RemoveInstance(pool="local"))
+    with pytest.raises(RemudaError) as settled:
+        await here.run("finish", epoch=2, finish_incoming=pb.FinishIncoming(pool="local"))
+    assert settled.value.reason is Reason.GUEST_STOPPED
+
+
+async def test_a_guest_whose_directory_is_gone_is_not_finished(here: Host) -> None:
+    await here.launch()
+    await here.hypervisor.set_epoch(INSTANCE, epoch=Epoch(2), operation_id=OperationId("operation"))
+    for path in here.directory.iterdir():
+        path.unlink()
+    here.directory.rmdir()
+    with pytest.raises(RemudaError) as refused:
+        await here.run("finish", epoch=2, finish_incoming=pb.FinishIncoming(pool="local"))
+    assert refused.value.reason is Reason.STEP_FAILED
+
+
+async def test_a_guest_deleted_before_its_move_was_finished_leaves_no_disk_on_the_shared_pool(
+    hosts: tuple[Host, Host],
+) -> None:
+    source, target = hosts
+    await source.launch(pool="shared")
+    directory = source.pool.parent / "shared" / "instances" / INSTANCE
+    incoming = pb.PrepareIncoming(spec=spec("shared"), shared_disks=True)
+    await target.run("incoming", epoch=2, prepare_incoming=incoming)
+    await migrated(source, target, shared=True)
+    await target.run("remove", epoch=2, remove_instance=pb.RemoveInstance(pool="shared"))
+    assert not directory.exists()
+
+
+async def test_a_removal_that_leaves_files_says_so(here: Host) -> None:
+    await here.launch()
+    (here.directory / "owner.json").unlink()
+    with pytest.raises(RemudaError) as refused:
+        await here.run("remove", remove_instance=pb.RemoveInstance(pool="local"))
+    assert refused.value.reason is Reason.STEP_FAILED

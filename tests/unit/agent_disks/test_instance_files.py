@@ -185,6 +185,60 @@ async def test_the_owner_removes_its_directory_as_often_as_it_likes(
         assert not paths.directory.exists()
 
 
+OLDER_ELSEWHERE = replace(THEIRS, epoch=Epoch(2))
+
+
+@pytest.mark.parametrize(
+    "standing",
+    [OURS, INCOMING, replace(OURS, epoch=Epoch(1)), OLDER_ELSEWHERE, replace(INCOMING, epoch=Epoch(2))],
+)
+async def test_who_owns_the_newest_copy_deletes_what_older_ones_have_left(
+    files: PoolInstanceFiles, standing: Owner
+) -> None:
+    """On a shared pool the record still names the host that the guest was moved from."""
+    paths = await files.create(SPEC, standing)
+    for _ in range(2):
+        await files.delete("local", OURS)
+        assert not paths.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("standing", "why"),
+    [(replace(THEIRS, epoch=Epoch(4)), Reason.STALE_EPOCH), (THEIRS, Reason.STEP_FAILED)],
+    ids=["newer", "another host's"],
+)
+async def test_a_directory_that_stays_is_told_when_it_is_deleted(
+    files: PoolInstanceFiles, standing: Owner, why: Reason
+) -> None:
+    paths = await files.create(SPEC, standing)
+    with pytest.raises(RemudaError) as stays:
+        await files.delete("local", OURS)
+    assert stays.value.reason is why
+    assert paths.disk.exists()
+
+
+async def test_deleting_tells_of_a_disk_that_is_nobodys(files: PoolInstanceFiles) -> None:
+    directory(files).mkdir()
+    (directory(files) / "disk.qcow2").write_text("whose?")
+    with pytest.raises(RemudaError, match="nobody") as stays:
+        await files.delete("local", OURS)
+    assert stays.value.reason is Reason.STEP_FAILED
+    assert (directory(files) / "disk.qcow2").exists()
+
+
+async def test_an_undo_leaves_the_disk_of_an_older_placement_elsewhere(
+    files: PoolInstanceFiles,
+) -> None:
+    paths = await files.create(SPEC, OLDER_ELSEWHERE)
+    await files.remove("local", OURS)
+    assert paths.disk.exists()
+    assert await files.owner("local", ID) == OLDER_ELSEWHERE
+
+
+async def test_where_nothing_is_nobody_owns(files: PoolInstanceFiles) -> None:
+    assert await files.owner("local", ID) is None
+
+
 async def test_a_removal_that_was_interrupted_still_says_whose_it_is(files: PoolInstanceFiles) -> None:
     paths = await files.create(SPEC, OURS)
     paths.disk.unlink()

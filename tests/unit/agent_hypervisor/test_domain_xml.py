@@ -9,9 +9,9 @@ from remuda_agent.hypervisor.libvirt.domain_xml import (
     Platform,
     Stamp,
     build,
+    for_target,
     metadata_element,
     parse,
-    restamp,
 )
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
@@ -89,21 +89,34 @@ def test_text_from_people_is_escaped() -> None:
     assert "<web" not in build(GUEST, TCG)
 
 
-def test_restamping_changes_the_metadata_and_nothing_else() -> None:
+def test_a_target_without_bridges_of_its_own_changes_the_metadata_and_nothing_else() -> None:
     new = Stamp(instance_id=INSTANCE, epoch=Epoch(4), operation_id=OperationId("op-2"))
     before = build(GUEST, TCG)
-    after = restamp(before, new)
+    after = for_target(before, new, {})
     assert parse(after).stamp == new
     old = parse(before).stamp
     assert old is not None
-    assert restamp(after, old) == before
+    assert for_target(after, old, {}) == before
+
+
+def test_interfaces_are_plugged_into_the_targets_bridges_and_nothing_else_is() -> None:
+    before = build(GUEST, TCG)
+    stamp = parse(before).stamp
+    assert stamp is not None
+    named = for_target(before, stamp, {"52:54:00:00:00:02": "vmbr7", "52:54:00:00:00:99": "other"})
+    sources = [one.get("bridge") for one in read(named).findall("devices/interface/source")]
+    assert sources == ["br0", "vmbr7"]
+    assert for_target(named, stamp, {"52:54:00:00:00:02": "br1"}) == before
+    upper = before.replace("52:54:00:00:00:01", "52:54:00:00:00:AB")
+    plugged = read(for_target(upper, stamp, {"52:54:00:00:00:ab": "vmbr8"}))
+    assert [one.get("bridge") for one in plugged.findall("devices/interface/source")] == ["vmbr8", "br1"]
 
 
 def test_a_domain_without_metadata_can_be_stamped_and_keeps_what_others_wrote() -> None:
     new = Stamp(instance_id=INSTANCE, epoch=Epoch(4), operation_id=OperationId("op-2"))
     foreign = "<metadata><a:b xmlns:a='urn:a'/></metadata>"
-    assert parse(restamp("<domain/>", new)).stamp == new
-    kept = restamp(f"<domain>{foreign}</domain>", new)
+    assert parse(for_target("<domain/>", new, {})).stamp == new
+    kept = for_target(f"<domain>{foreign}</domain>", new, {})
     assert parse(kept).stamp == new
     assert read(kept).find("metadata/{urn:a}b") is not None
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from remuda_agent.network.bridges import Bridges
+from remuda_agent.network.bridges import Bridges, PretendedBridges
 from remuda_core.errors import Reason, RemudaError
 
 
@@ -34,3 +34,17 @@ def test_only_networks_whose_bridge_is_there_are_offered(bridges: Bridges, tmp_p
     assert bridges.physical_networks() == ["guests"]
     (tmp_path / "br1" / "bridge").mkdir(parents=True)
     assert bridges.physical_networks() == ["guests", "storage"]
+
+
+def test_the_bridges_of_several_networks_are_named_and_missing_ones_told(bridges: Bridges) -> None:
+    assert bridges.bridges(["guests"]) == {"guests": "br0"}
+    assert bridges.missing() == {"storage": "br1", "wrong": "eth0"}
+    with pytest.raises(RemudaError):
+        bridges.bridges(["guests", "storage"])
+
+
+def test_a_host_that_runs_no_guests_pretends_its_bridges(tmp_path: Path) -> None:
+    pretended = PretendedBridges({"guests": "br0"}, sys_class_net=tmp_path)
+    assert (pretended.physical_networks(), pretended.missing()) == (["guests"], {})
+    with pytest.raises(RemudaError):
+        pretended.check(["public"])

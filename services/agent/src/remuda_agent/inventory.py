@@ -21,10 +21,19 @@ class PoolFacts(Protocol):
     def describe(self) -> list[HostPool]: ...
 
 
+class NetworkFacts(Protocol):
+    """What the inventory asks of the bridges: the physical networks that guests can be plugged into now."""
+
+    def physical_networks(self) -> list[str]: ...
+
+
 class Inventory:
     """Built from the hypervisor, the pools and the settings."""
 
-    def __init__(self, *, hypervisor: Hypervisor, pools: PoolFacts, settings: AgentSettings) -> None:
+    def __init__(
+        self, *, hypervisor: Hypervisor, pools: PoolFacts, bridges: NetworkFacts, settings: AgentSettings
+    ) -> None:
+        self._bridges = bridges
         self._hypervisor = hypervisor
         self._pools = pools
         self._settings = settings
@@ -36,7 +45,7 @@ class Inventory:
             vcpus=int(offered.vcpus * settings.vcpu_overcommit),
             memory_mib=max(0, offered.memory_mib - settings.reserved_memory_mib),
             pools=self._pools.describe(),
-            physical_networks=sorted(settings.bridges),
+            physical_networks=self._bridges.physical_networks(),
             domain_type=offered.domain_type,
             architecture=offered.architecture,
             cpu_model=offered.cpu_model,

@@ -33,7 +33,7 @@ class Job:
     name: JobName
     instance_id: InstanceId
     outlives: bool = False
-    """What it does goes on without this process, and is adopted by the next one."""
+    """A migration: what it does goes on without this process, and is adopted by the next one."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[StepOutput] | None = None
     _followers: set[asyncio.Queue[Progress | None]] = field(default_factory=set)
@@ -90,11 +90,15 @@ class JobTable:
         """How many jobs run, by step."""
         return Counter(step for _, step, _ in self._jobs)
 
-    def start_or_join(
-        self, key: StepKey, work: Work, *, deadline_seconds: float = 0.0, outlives: bool = False
-    ) -> tuple[Job, bool]:
-        """The job of this key, and whether it ran already. `deadline_seconds`: instead of the key's.
-        `outlives`: see Job.
+    def migrates(self, instance: InstanceId) -> bool:
+        """A migration of that instance was accepted and has not ended, whatever the hypervisor shows yet."""
+        return any(job.outlives and job.instance_id == instance for job in self._jobs.values())
+
+    def start_or_join(self, key: StepKey, work: Work, *, outlives: bool = False) -> tuple[Job, bool]:
+        """The job of this key, and whether it ran already. `outlives`: see Job.
+
+        One that outlives its caller has no deadline: giving it up would leave behind what goes on without it,
+        steered by nobody. It has to end by itself.
 
         An UNDO asks a running DO of the same step to stop, and runs after it has.
         """
@@ -107,20 +111,19 @@ class JobTable:
                 raise RemudaError(Reason.STEP_FAILED, f"step {key.step} is being undone")
             opposite.stop.set()
         job = Job(name=name, instance_id=InstanceId(key.instance_id), outlives=outlives)
-        deadline = deadline_seconds
-        if not deadline and key.HasField("deadline"):
-            deadline = key.deadline.ToTimedelta().total_seconds()
+        asked = key.deadline.ToTimedelta().total_seconds() if key.HasField("deadline") else 0.0
+        deadline = None if outlives else asked or DEFAULT_DEADLINE_SECONDS
         self._jobs[name] = job
         with detached():  # the deadline of the call that happens to start it is not the job's
             job.task = asyncio.create_task(
-                self._run(job, work, deadline or DEFAULT_DEADLINE_SECONDS),
+                self._run(job, work, deadline),
                 name=f"{key.step} {key.instance_id}",
             )
         # Whoever started it may be gone when it fails; the log has it, asyncio need not complain.
         job.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return job, False
 
-    async def _run(self, job: Job, work: Work, deadline: float) -> StepOutput:
+    async def _run(self, job: Job, work: Work, deadline: float | None) -> StepOutput:
         try:
             async with self._turns.setdefault(job.instance_id, asyncio.Lock()):
                 try:
@@ -128,7 +131,7 @@ class JobTable:
                         return await work(job)
                 except TimeoutError as late:
                     raise RemudaError(
-                        Reason.DEADLINE_EXCEEDED, f"step {job.name[1]} took longer than {deadline:.0f} s"
+                        Reason.DEADLINE_EXCEEDED, f"step {job.name[1]} took longer than {deadline or 0:.0f} s"
                     ) from late
         except RemudaError as error:
             _log.warning("step failed", step=job.name[1], operation=job.name[0], error=str(error))

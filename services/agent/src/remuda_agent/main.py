@@ -32,6 +32,7 @@ from remuda_agent.jobs import JobTable
 from remuda_agent.leaders import LeaderGuard
 from remuda_agent.migrating import Migrations
 from remuda_agent.migration_service import MigrationService
+from remuda_agent.network.bridges import Bridges, PretendedBridges
 from remuda_agent.observer import Observer
 from remuda_agent.opening import open_hypervisor
 from remuda_agent.resumes import ResumeTimes
@@ -71,11 +72,14 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     jobs = JobTable()
     resumes = ResumeTimes()
     changed = asyncio.Event()
-    observer = Observer(hypervisor, first_sequence=time.time_ns() // 1000)
+    observer = Observer(hypervisor, first_sequence=time.time_ns() // 1000, migrates=jobs.migrates)
     migrations = Migrations(
         hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
     )
     pretending = settings.hypervisor == "fake"
+    bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
+    for network, bridge in bridges.missing().items():
+        _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
     async with contextlib.AsyncExitStack() as stack:
         images = await stack.enter_async_context(_base_images(settings, pools, tls, identity))
         steps = StepRunner(
@@ -85,7 +89,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             observer=observer,
             resumes=resumes,
             host_id=host,
-            bridges=settings.bridges,
+            bridges=bridges,
             console_dir=settings.console_dir,
         )
         agent = AgentService(
@@ -98,6 +102,8 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         )
         # Left in reverse order: no new orders, then running jobs get their time, then the hypervisor goes.
         stack.push_async_callback(jobs.close, settings.drain_seconds)
+        # Before anybody can ask: an order that came first would find no job to join and begin another.
+        await migrations.adopt()
         server = await stack.enter_async_context(
             ServiceServer(
                 listen=settings.listen,
@@ -125,7 +131,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             schedulers=settings.schedulers,
             open_channel=lambda target: open_channel(target, tls, insecure_identity=identity),
             observer=observer,
-            inventory=Inventory(hypervisor=hypervisor, pools=pools, settings=settings),
+            inventory=Inventory(hypervisor=hypervisor, pools=pools, bridges=bridges, settings=settings),
             changed=changed,
         )
         await stack.enter_async_context(
@@ -133,7 +139,6 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 settings.metrics_listen, metrics, refresh=lambda: _show(metrics, attachment, jobs)
             )
         )
-        migrations.adopt()
         tasks = [
             asyncio.create_task(_follow_events(hypervisor, changed, resumes), name="events"),
             asyncio.create_task(attachment.run(), name="attach"),

@@ -5,14 +5,16 @@
       |            |        +-- cancel, or the deadline: abort the job, or pause the guest
       +-- adopt ---+  (the job is peer to peer: after a restart of the agent it still runs in libvirtd)
 
+Only an order begins a job. After a restart the agent follows one that still runs, and begins none: whether to
+try again is the leader's to say, who may have given the guest to another operation since.
+
 What has to survive this process is kept on disk while the job runs (migration_parameters.py): a restarted
-agent keeps its deadline, and lets a guest go on that it has paused, although no leader may be there to remind
-it.
+agent keeps its deadline.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -27,21 +29,21 @@ from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 
 from remuda_agent.hypervisor import (
     CompletedMigration,
+    DomainView,
     EventKind,
     Hypervisor,
     HypervisorEvent,
     MigrationRequest,
 )
-from remuda_agent.jobs import Job, JobTable
-from remuda_agent.migration_parameters import Parameters, timeout_seconds
-from remuda_agent.migration_steering import POLL_SECONDS, Steering
+from remuda_agent.jobs import Job, JobName, JobTable, Work
+from remuda_agent.migration_following import follow, given_away, under_way
+from remuda_agent.migration_parameters import Parameters, same_migration
+from remuda_agent.migration_steering import Steering
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-_SLACK_SECONDS = 120.0
-"""What is left, after the migration's own deadline, for the abort to take effect."""
 _REMEMBERED = 256
 """Migrations whose last word is kept for a leader that asks again."""
 
@@ -54,26 +56,62 @@ class Migrations:
         self._jobs = jobs
         self._directory = directory
         self._host_id = host_id
+        self._running: dict[JobName, StartMigration] = {}
         self._ended: dict[str, MigrationEnded] = {}
         self._milestones: dict[str, list[MigrationMilestone]] = {}
 
     def start_or_join(self, start: StartMigration) -> tuple[Job, bool]:
+        """Joining raises STEP_FAILED while the same step still migrates the guest to another target."""
+
         async def work(job: Job) -> StepOutput:
             return await self._run(start, job)
 
-        # The step's deadline is the leader's patience with one call; the migration has one of its own.
-        return self._jobs.start_or_join(
-            start.key,
-            work,
-            deadline_seconds=timeout_seconds(start.policy) + _SLACK_SECONDS,
-            outlives=True,
-        )
+        job, joined = self._enter(start, work)
+        known = self._running.get(job.name, start)
+        if joined and not same_migration(known, start):
+            raise RemudaError(
+                Reason.STEP_FAILED, f"the guest is still being migrated to {known.target.hostname}"
+            )
+        return job, joined
 
-    def adopt(self) -> None:
-        """After a restart: goes on with every migration that was running."""
-        for start in Parameters.left_in(self._directory):
-            _log.info("adopting a migration", instance=start.key.instance_id)
-            self.start_or_join(start)
+    async def adopt(self) -> None:
+        """After a restart, before the first order can come: goes on with every migration that still runs.
+
+        What has ended meanwhile is forgotten. Whoever asks for it sees what became of the guest.
+        """
+        for start in await asyncio.to_thread(lambda: list(Parameters.left_in(self._directory))):
+            instance = InstanceId(start.key.instance_id)
+            log = _log.bind(instance=instance, operation=start.key.operation_id)
+            try:
+                view = await self._hypervisor.view(instance)
+            except RemudaError as error:
+                log.warning("adopting a migration unseen", error=str(error))
+                self._adopt(start)
+                continue
+            if view is not None and view.epoch == start.key.epoch and (under_way(view) or given_away(view)):
+                log.info("adopting a migration")
+                self._adopt(start)
+                continue
+            log.info("a migration has ended while the agent was away")
+            await self._leave(start, view, Parameters.left_by(self._directory, start))
+
+    def _adopt(self, start: StartMigration) -> None:
+        async def work(job: Job) -> StepOutput:
+            return await self._follow(start, job, Parameters.of_running(self._directory, start))
+
+        self._enter(start, work)
+
+    def _enter(self, start: StartMigration, work: Work) -> tuple[Job, bool]:
+        job, joined = self._jobs.start_or_join(start.key, work, outlives=True)
+        if not joined and job.task is not None:
+            self._running[job.name] = start
+            job.task.add_done_callback(lambda _: self._ran(job.name, start))
+        return job, joined
+
+    def _ran(self, name: JobName, start: StartMigration) -> None:
+        # The next one of that name may have been entered before this is called.
+        if self._running.get(name) is start:
+            del self._running[name]
 
     def milestones(self, operation: str) -> list[MigrationMilestone]:
         """Everything noteworthy so far, in order; grows while the job runs."""
@@ -84,64 +122,97 @@ class Migrations:
         return self._ended[operation]
 
     async def _run(self, start: StartMigration, job: Job) -> StepOutput:
-        operation = start.key.operation_id
+        """An order: joins what runs, tells again what has ended well, or begins."""
+        view = await self._hypervisor.view(InstanceId(start.key.instance_id))
+        _refuse_other_epoch(start, view)
+        if view is not None and (under_way(view) or given_away(view)):
+            return await self._follow(start, job, Parameters.of_running(self._directory, start))
+        _refuse_doubtful(view, Parameters.left_by(self._directory, start))
+        if job.stop.is_set():
+            raise RemudaError(Reason.CANCELLED, "the migration was cancelled before it began")
+        request, begun = _request(start), asyncio.Event()
+        self._milestones.pop(start.key.operation_id, None)  # of a try with another target
         parameters = await asyncio.to_thread(Parameters.keep, self._directory, start)
+        return await self._steer(
+            start, job, parameters, lambda: self._hypervisor.migrate(request, begun=begun), begun
+        )
+
+    async def _follow(self, start: StartMigration, job: Job, parameters: Parameters) -> StepOutput:
+        """A job that another life of this agent began, or that has outlived the call which began it."""
+        begun = asyncio.Event()
+        begun.set()
+        return await self._steer(start, job, parameters, None, begun)
+
+    async def _steer(
+        self,
+        start: StartMigration,
+        job: Job,
+        parameters: Parameters,
+        call: Callable[[], Awaitable[CompletedMigration]] | None,
+        begun: asyncio.Event,
+    ) -> StepOutput:
+        """Until the hypervisor has no job any more. Raises why the guest has not moved."""
+        instance = InstanceId(start.key.instance_id)
+        running = asyncio.create_task(follow(self._hypervisor, instance, call, begun))
+        steering = Steering(self._hypervisor, start, job, parameters, begun)
+        steered = asyncio.create_task(steering.run(running))
         try:
             async with self._watching(start):
                 self._milestone(start, "JOB_STARTED", parameters.began)
-                measured = await self._migrate(start, job, parameters)
-        except RemudaError:
-            await self._let_go_on(start, parameters)
+                # Cancelled with us when the process ends: that does not stop the hypervisor's job, and its
+                # parameters stay for whoever adopts it.
+                await asyncio.wait({running})
+                measured = running.result()
+        except asyncio.CancelledError:
+            if not running.done() or not running.cancelled() or begun.is_set():
+                raise
             parameters.forget()
-            raise
-        # Not on cancellation: that is this process ending, and its successor adopts the job.
-        parameters.forget()
-        _remember(self._ended, operation, _ended(measured, parameters.began))
-        return StepOutput()
-
-    async def _migrate(self, start: StartMigration, job: Job, parameters: Parameters) -> CompletedMigration:
-        """Runs or adopts the hypervisor's job and steers it. Raises what the hypervisor raised."""
-        instance = InstanceId(start.key.instance_id)
-        view = await self._hypervisor.view(instance)
-        if view is not None and not view.active and view.reason == "migrated":
-            return await self._hypervisor.completed_stats(instance) or CompletedMigration()
-        running = asyncio.create_task(
-            self._adopted(instance)
-            if view is not None and view.job == "MIGRATION_OUT"
-            else self._hypervisor.migrate(_request(start))
-        )
-        steering = Steering(self._hypervisor, start, job, parameters)
-        steered = asyncio.create_task(steering.run(running))
-        try:
-            # Cancelled with us when the process ends: that does not stop the hypervisor's job.
-            return await running
+            raise steering.meaning(RemudaError(Reason.CANCELLED, "the migration has not begun")) from None
         except RemudaError as error:
+            await self._ended_badly(start, parameters, error)
             raise steering.meaning(error) from error
         finally:
-            steered.cancel()
-            await asyncio.gather(steered, return_exceptions=True)
+            for task in (running, steered):
+                task.cancel()
+            await asyncio.gather(running, steered, return_exceptions=True)
+        parameters.forget()
+        _remember(self._ended, start.key.operation_id, _ended(measured, parameters.began))
+        return StepOutput()
 
-    async def _adopted(self, instance: InstanceId) -> CompletedMigration:
-        """Waits for a job that another life of this agent started."""
-        while await self._hypervisor.job_stats(instance) is not None:
-            await asyncio.sleep(POLL_SECONDS)
-        view = await self._hypervisor.view(instance)
-        if view is not None and view.reason == "migrated" and not view.active:
-            return await self._hypervisor.completed_stats(instance) or CompletedMigration()
-        raise RemudaError(Reason.MIGRATION_FAILED, "the migration ended, and the guest has not moved")
-
-    async def _let_go_on(self, start: StartMigration, parameters: Parameters) -> None:
-        """A guest that was paused so that its migration could end goes on when it has not ended well."""
-        instance = InstanceId(start.key.instance_id)
-        if not parameters.paused_by_us:
-            return
+    async def _ended_badly(self, start: StartMigration, parameters: Parameters, error: RemudaError) -> None:
         try:
-            view = await self._hypervisor.view(instance)
-            # Paused for another reason it may be past the switch-over: then it is not ours to resume.
-            if view is not None and (view.power_state, view.reason, view.job) == ("PAUSED", "user", "NONE"):
-                await self._hypervisor.resume(instance)
-        except RemudaError as error:
-            _log.error("a guest stays paused", instance=instance, error=str(error))
+            view = await self._hypervisor.view(InstanceId(start.key.instance_id))
+        except RemudaError as unseen:
+            _log.error("a guest may stay paused", instance=start.key.instance_id, error=str(unseen))
+            return
+        await self._leave(start, view, parameters, aborted=error.reason is Reason.CANCELLED)
+
+    async def _leave(
+        self,
+        start: StartMigration,
+        view: DomainView | None,
+        parameters: Parameters | None,
+        *,
+        aborted: bool = False,
+    ) -> None:
+        """Forgets a migration that has ended. A guest that was paused for it goes on only when the hypervisor
+        has said that the job was `aborted`: every guest that stands still is in its last phase, so that after
+        any other end the target may run it. Whether it does is seen by the leader, who then lets this copy go
+        on; until then the parameters stay and keep it from being sent again.
+        """
+        if parameters is None:
+            return
+        if view is not None and _paused_by(parameters, view) and view.epoch == start.key.epoch:
+            log = _log.bind(instance=start.key.instance_id, operation=start.key.operation_id)
+            if not aborted:
+                log.warning("a guest that was paused for its migration is left to the leader")
+                return
+            try:
+                await self._hypervisor.resume(InstanceId(start.key.instance_id))
+            except RemudaError as error:
+                log.error("a guest stays paused", error=str(error))
+                return
+        parameters.forget()
 
     @contextlib.asynccontextmanager
     async def _watching(self, start: StartMigration) -> AsyncIterator[None]:
@@ -178,6 +249,34 @@ def _remember(known: dict[str, T], operation: str, value: T) -> T:
     return value
 
 
+def _refuse_other_epoch(start: StartMigration, view: DomainView | None) -> None:
+    if view is not None and view.epoch != start.key.epoch:
+        raise RemudaError(
+            Reason.STALE_EPOCH,
+            f"this host has the copy of epoch {view.epoch}; the order is to move that of {start.key.epoch}",
+            metadata={"epoch": str(view.epoch)},
+        )
+
+
+def _refuse_doubtful(view: DomainView | None, left: Parameters | None) -> None:
+    """A guest that another try has left at its switch-over may run at that target: sending it again could
+    make two of it.
+    """
+    if view is None:
+        return
+    at_switch_over = view.power_state == "PAUSED" and view.reason == "migration"
+    if view.postcopy or at_switch_over or (left is not None and _paused_by(left, view)):
+        raise RemudaError(
+            Reason.MIGRATION_FAILED,
+            f"a migration has left the guest {view.power_state.lower()} ({view.reason}): it may have moved",
+        )
+
+
+def _paused_by(parameters: Parameters, view: DomainView) -> bool:
+    seen = (view.power_state, view.reason, view.job)
+    return seen == ("PAUSED", "user", "NONE") and parameters.paused_by_us
+
+
 def _request(start: StartMigration) -> MigrationRequest:
     return MigrationRequest(
         instance_id=InstanceId(start.key.instance_id),
@@ -190,7 +289,21 @@ def _request(start: StartMigration) -> MigrationRequest:
         max_downtime_ms=start.policy.max_downtime_ms,
         bandwidth_mib_s=start.policy.bandwidth_mib_s,
         auto_converge=start.policy.auto_converge,
+        bridges=_bridges(start),
     )
+
+
+def _bridges(start: StartMigration) -> dict[str, str]:
+    """By MAC address. Raises STEP_FAILED for a port that the target has not said where to plug in."""
+    known = start.target.bridges
+    if not known:
+        return {}
+    lacking = sorted({nic.physical_network for nic in start.spec.nics} - set(known))
+    if lacking:
+        raise RemudaError(
+            Reason.STEP_FAILED, f"{start.target.hostname} has named no bridge for {', '.join(lacking)}"
+        )
+    return {nic.mac_address.lower(): known[nic.physical_network] for nic in start.spec.nics}
 
 
 def _ended(measured: CompletedMigration, began: datetime) -> MigrationEnded:

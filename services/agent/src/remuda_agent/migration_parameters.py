@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 from google.protobuf.message import DecodeError
 from remuda.agent.v1.migration_pb2 import MigrationPolicy, StartMigration
+from remuda_core.errors import Reason, RemudaError
 
 _log = structlog.get_logger(__name__)
 
@@ -35,23 +36,47 @@ class Parameters:
 
     @classmethod
     def keep(cls, directory: Path, start: StartMigration) -> "Parameters":
-        """Stored when it returns; what another life of this agent has stored for the same job stays."""
+        """For a job that begins: stored when it returns, with a new start time."""
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{start.key.instance_id}.migration"
-        known = _read(path)
-        if known is None or known.key.operation_id != start.key.operation_id:
-            _paused(path).unlink(missing_ok=True)
-            draft = path.with_suffix(".new")
-            with draft.open("wb") as file:
-                file.write(start.SerializeToString())
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(path)
+        path = _path(directory, start)
+        _paused(path).unlink(missing_ok=True)
+        draft = path.with_suffix(".new")
+        with draft.open("wb") as file:
+            file.write(start.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+        return cls._of(path)
+
+    @classmethod
+    def of_running(cls, directory: Path, start: StartMigration) -> "Parameters":
+        """For a job that runs already: what was stored when it began stays, start time and pause included.
+
+        Raises STEP_FAILED when that was another migration, which is not ours to follow.
+        """
+        known = _read(_path(directory, start))
+        if known is None:
+            return cls.keep(directory, start)
+        if not same_migration(known, start):
+            raise RemudaError(
+                Reason.STEP_FAILED,
+                f"operation {known.key.operation_id} still migrates the guest to {known.target.hostname}",
+            )
+        return cls._of(_path(directory, start))
+
+    @classmethod
+    def left_by(cls, directory: Path, start: StartMigration) -> "Parameters | None":
+        """What an earlier try of the same migration has left; None: nothing."""
+        known = _read(_path(directory, start))
+        return cls._of(_path(directory, start)) if known and same_migration(known, start) else None
+
+    @classmethod
+    def _of(cls, path: Path) -> "Parameters":
         return cls(path=path, began=datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
     @staticmethod
     def left_in(directory: Path) -> Iterator[StartMigration]:
-        """Every migration that was running when the agent ended."""
+        """Every migration that may have been running when the agent ended."""
         for path in sorted(directory.glob("*.migration")):
             start = _read(path)
             if start is not None:
@@ -69,6 +94,23 @@ class Parameters:
         """The migration is over."""
         _paused(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
+
+
+def same_migration(one: StartMigration, other: StartMigration) -> bool:
+    """An operation that tries several targets orders several migrations, all by the same step."""
+    return _identity(one) == _identity(other)
+
+
+def _identity(start: StartMigration) -> tuple[object, ...]:
+    key, target = start.key, start.target
+    return (
+        *(key.operation_id, key.step, key.instance_id, key.epoch),
+        *(target.host_id, target.hostname, start.target_epoch),
+    )
+
+
+def _path(directory: Path, start: StartMigration) -> Path:
+    return directory / f"{start.key.instance_id}.migration"
 
 
 def _paused(path: Path) -> Path:

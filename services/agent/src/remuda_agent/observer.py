@@ -1,11 +1,14 @@
 """What really runs here, as the leader wants to hear it."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from google.protobuf.timestamp_pb2 import Timestamp
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.scheduler.v1.registry_pb2 import Observations, ObservedInstance
 from remuda_core.ids import InstanceId
 
-from remuda_agent.hypervisor import DomainView, Hypervisor
+from remuda_agent.hypervisor import DomainJob, DomainView, Hypervisor
 
 
 def observed(view: DomainView) -> ObservedInstance:
@@ -35,22 +38,36 @@ class Observer:
 
     The sequence rises with every look of this process. It starts at the clock in microseconds, so that it
     goes on rising over a restart of the agent within one boot of the host.
+
+    `migrates` tells whether an accepted migration of an instance has not ended: the hypervisor shows no job
+    before it begins one and after it has ended its own, yet whoever reads "no job" takes the guest for free.
     """
 
-    def __init__(self, hypervisor: Hypervisor, *, first_sequence: int) -> None:
+    def __init__(
+        self, hypervisor: Hypervisor, *, first_sequence: int, migrates: Callable[[InstanceId], bool]
+    ) -> None:
         self._hypervisor = hypervisor
+        self._migrates = migrates
         self._sequence = first_sequence
 
     async def one(self, instance: InstanceId) -> ObservedInstance:
+        # Asked before looking: the job may end in between, and then the older answer is the careful one.
+        migrates = self._migrates(instance)
         view = await self._hypervisor.view(instance)
-        return absent(instance) if view is None else observed(view)
+        return absent(instance) if view is None else self._shown(view, migrates)
 
     async def everything(self) -> Observations:
         # The number is drawn before looking: of two looks the later number never holds the older view.
         self._sequence += 1
         sequence = self._sequence
         views = await self._hypervisor.domains()
-        return Observations(sequence=sequence, complete=True, instances=[observed(view) for view in views])
+        instances = [self._shown(view, migrates=False) for view in views]
+        return Observations(sequence=sequence, complete=True, instances=instances)
+
+    def _shown(self, view: DomainView, migrates: bool) -> ObservedInstance:
+        if migrates or self._migrates(view.instance_id):
+            view = replace(view, job=DomainJob.MIGRATION_OUT)
+        return observed(view)
 
 
 def _now() -> Timestamp:

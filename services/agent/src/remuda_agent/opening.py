@@ -32,6 +32,7 @@ async def open_hypervisor(settings: AgentSettings) -> AsyncIterator[Hypervisor]:
     from remuda_agent.hypervisor.libvirt import open_libvirt
 
     domain_type = await choose_domain_type(setting=settings.domain_type)
-    _log.info("domain type", name=domain_type.name, reason=domain_type.reason)
+    tell = _log.info if domain_type.proven else _log.warning
+    tell("domain type", name=domain_type.name, reason=domain_type.reason, proven=domain_type.proven)
     async with open_libvirt(settings.libvirt_uri, domain_type) as driver:
         yield driver

@@ -77,6 +77,17 @@ class PoolInstanceFiles:
         directory = self.paths(pool, owner.instance_id).directory
         await asyncio.to_thread(_remove, directory, owner)
 
+    async def owner(self, pool: str, instance_id: InstanceId) -> Owner | None:
+        """See the port."""
+        return await asyncio.to_thread(read_owner, self.paths(pool, instance_id).directory)
+
+    async def delete(self, pool: str, owner: Owner) -> None:
+        """See the port. Never part of an undo: what an undo finds of an older placement is the guest's only
+        disk.
+        """
+        directory = self.paths(pool, owner.instance_id).directory
+        await asyncio.to_thread(_delete, directory, owner)
+
     def owners(self) -> list[tuple[str, Owner]]:
         """Every directory's record on every pool, by name of the pool; for the janitor and for adoption."""
         return [
@@ -136,6 +147,23 @@ def _remove(directory: Path, owner: Owner) -> None:
         return
     if owner.role == "incoming" and (found.role == "owner" or found.epoch != owner.epoch):
         return
+    _clear(directory)
+
+
+def _delete(directory: Path, owner: Owner) -> None:
+    found = read_owner(directory)
+    if found is not None:
+        refuse_newer(found, owner)
+        if found.host_id == owner.host_id or found.epoch < owner.epoch:
+            _clear(directory)
+    else:
+        _remove(directory, owner)
+    if directory.exists():
+        whose = f"epoch {found.epoch} on host {found.host_id}" if found else f"nobody: it has no {OWNER_FILE}"
+        raise RemudaError(Reason.STEP_FAILED, f"{directory} is not removed, it belongs to {whose}")
+
+
+def _clear(directory: Path) -> None:
     # owner.json last: whatever is left by a crash still says whose it is.
     for path in list(directory.iterdir()):
         if path.name != OWNER_FILE:

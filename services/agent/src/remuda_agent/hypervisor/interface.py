@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -67,8 +68,13 @@ class Hypervisor(Protocol):
     async def set_epoch(self, instance_id: InstanceId, *, epoch: Epoch, operation_id: OperationId) -> None:
         """Rewrite the metadata, of the running copy and of the definition. Raises DomainMissing."""
 
-    async def migrate(self, request: MigrationRequest) -> CompletedMigration:
+    async def migrate(
+        self, request: MigrationRequest, *, begun: asyncio.Event | None = None
+    ) -> CompletedMigration:
         """Move the running or paused guest and wait; peer to peer, so that the job outlives this process.
+
+        ``begun`` is set just before the hypervisor is told. Until then the call may wait for its turn, and
+        cancelling it means that nothing happens; afterwards cancelling only stops the waiting.
 
         The source keeps its definition, off; files are the caller's job on both sides, before and after.
         Raises DomainMissing; RemudaError with CANCELLED after `abort_job`, GUEST_STOPPED when the guest went

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -162,6 +163,8 @@ class MigrationRequest:
     bandwidth_mib_s: int = 0
     """0: no cap."""
     auto_converge: bool = False
+    bridges: Mapping[str, str] = field(default_factory=dict)
+    """MAC address, lower case -> bridge of the target. A port that is not named keeps the source's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

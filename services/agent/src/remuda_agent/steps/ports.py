@@ -1,6 +1,6 @@
 """What steps need of the disks of this host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -47,8 +47,27 @@ class InstanceFiles(Protocol):
         """Rewrites owner.json, for a directory that another host has made or used."""
         ...
 
+    async def owner(self, pool: str, instance_id: InstanceId) -> Owner | None:
+        """Whose directory it is; None: there is none, or nothing was begun in it. Raises: STEP_FAILED."""
+        ...
+
     async def remove(self, pool: str, owner: Owner) -> None:
         """Removes the directory, unless another host or a newer epoch owns it (then nothing is done)."""
+        ...
+
+    async def delete(self, pool: str, owner: Owner) -> None:
+        """Removes the directory for good, that of an older placement too, whichever host it names: on a
+        shared pool the record may be late. Raises when it stays: STALE_EPOCH when a newer owner stands
+        there, else STEP_FAILED.
+        """
+        ...
+
+
+class Networks(Protocol):
+    """Physical networks as this host is plugged into them."""
+
+    def bridges(self, physical_networks: Iterable[str]) -> dict[str, str]:
+        """The bridge of each. Raises STEP_FAILED for the first that has none here now."""
         ...
 
 

@@ -18,7 +18,7 @@ from remuda_agent.hypervisor import DomainDescription, DomainNic, Hypervisor
 from remuda_agent.jobs import Job
 from remuda_agent.observer import Observer
 from remuda_agent.resumes import ResumeTimes
-from remuda_agent.steps.ports import BaseImages, InstanceFiles, InstancePaths, Owner
+from remuda_agent.steps.ports import BaseImages, InstanceFiles, InstancePaths, Networks, Owner
 
 PRESS_AGAIN_SECONDS = 10.0
 """A press that comes while the guest still boots is lost: facts of ACPI under QEMU."""
@@ -38,7 +38,7 @@ class StepRunner:
         observer: Observer,
         resumes: ResumeTimes,
         host_id: HostId,
-        bridges: Mapping[str, str],
+        bridges: Networks,
         console_dir: Path,
     ) -> None:
         self._hypervisor = hypervisor
@@ -87,7 +87,7 @@ class StepRunner:
 
     async def _prepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
         spec = request.prepare_disks.spec
-        self._check_bridges(spec)
+        self._plug(spec)
         await self._files.create(spec, self._owner(request.key, "owner"))
         return StepOutput()
 
@@ -148,23 +148,44 @@ class StepRunner:
         await self._hypervisor.destroy(instance)
         return StepOutput(forced=True)
 
+    async def _pause_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
+        """Only the copy of this epoch: another one here is not the one that was decided about."""
+        instance = InstanceId(request.key.instance_id)
+
+        async def runs() -> bool:
+            view = await self._hypervisor.view(instance)
+            if view is None or view.epoch != request.key.epoch or view.power_state != "RUNNING":
+                return False
+            if view.postcopy:
+                raise RemudaError(Reason.HYPERVISOR_ERROR, f"memory of {instance} is split over two hosts")
+            return True
+
+        if await runs():
+            try:
+                await self._hypervisor.pause(instance)
+            except RemudaError:
+                # It may have gone off, or have been moved away, just now.
+                if await runs():
+                    raise
+        return StepOutput()
+
     # Removal --------------------------------------------------------------------------------
 
     async def _remove_instance(self, request: RunStepRequest, _: Job) -> StepOutput:
         await self._forget_domain(request.key)
         if not request.remove_instance.keep_shared_files:
-            await self._files.remove(request.remove_instance.pool, self._owner(request.key, "owner"))
+            await self._files.delete(request.remove_instance.pool, self._owner(request.key, "owner"))
         return StepOutput()
 
     # Migration ------------------------------------------------------------------------------
 
     async def _prepare_incoming(self, request: RunStepRequest, job: Job) -> StepOutput:
         work = request.prepare_incoming
-        self._check_bridges(work.spec)
+        output = StepOutput(bridges=self._plug(work.spec))
         await asyncio.to_thread(self._console_dir.mkdir, parents=True, exist_ok=True)
         if work.shared_disks:
             # The files are there and the source still writes them: owner.json changes hands with ownership.
-            return StepOutput()
+            return output
         await _unless_stopped(
             job,
             self._images.ensure(
@@ -176,7 +197,7 @@ class StepRunner:
             ),
         )
         await self._files.create(work.spec, self._owner(request.key, "incoming"))
-        return StepOutput()
+        return output
 
     async def _unprepare_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
         """Never stops a guest that has arrived: whoever undoes this has decided on an older look."""
@@ -194,13 +215,18 @@ class StepRunner:
     async def _finish_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
         """The directory ours, the persistent definition proven, the run state enforced.
 
-        The directory first: it is ours by record whatever became of the guest since.
+        The directory first: it is ours by record whatever became of the guest since. Where neither is left,
+        the guest was deleted or has moved on.
         """
         instance = InstanceId(request.key.instance_id)
-        await self._files.take_over(request.finish_incoming.pool, self._owner(request.key, "owner"))
+        pool = request.finish_incoming.pool
         view = await self._hypervisor.view(instance)
+        gone = RemudaError(Reason.GUEST_STOPPED, f"instance {instance} is not here any more")
+        if view is None and await self._files.owner(pool, instance) is None:
+            raise gone
+        await self._files.take_over(pool, self._owner(request.key, "owner"))
         if view is None:
-            raise RemudaError(Reason.GUEST_STOPPED, f"instance {instance} is not here any more")
+            raise gone
         if not view.active:
             return StepOutput()  # the guest has ended since it arrived: what is observed says how
         if not view.persistent or view.definition_epoch != request.key.epoch:
@@ -264,13 +290,12 @@ class StepRunner:
             role="owner" if role == "owner" else "incoming",
         )
 
-    def _check_bridges(self, spec: DomainSpec) -> None:
-        missing = {nic.physical_network for nic in spec.nics} - set(self._bridges)
-        if missing:
-            raise RemudaError(Reason.STEP_FAILED, f"this host has no bridge for {', '.join(sorted(missing))}")
+    def _plug(self, spec: DomainSpec) -> dict[str, str]:
+        """The bridge of every physical network of the guest's ports."""
+        return self._bridges.bridges(sorted({nic.physical_network for nic in spec.nics}))
 
     def _description(self, key: StepKey, spec: DomainSpec, paths: InstancePaths) -> DomainDescription:
-        self._check_bridges(spec)
+        bridges = self._plug(spec)
         return DomainDescription(
             instance_id=InstanceId(spec.instance_id),
             title=spec.instance_name,
@@ -282,9 +307,7 @@ class StepRunner:
             config_drive=paths.config_drive,
             console=self._console_dir / f"{spec.instance_id}.console",
             nics=tuple(
-                DomainNic(
-                    mac_address=nic.mac_address, bridge=self._bridges[nic.physical_network], mtu=nic.mtu
-                )
+                DomainNic(mac_address=nic.mac_address, bridge=bridges[nic.physical_network], mtu=nic.mtu)
                 for nic in spec.nics
             ),
             machine_type=spec.machine_type,
@@ -298,6 +321,7 @@ class StepRunner:
             "define_domain": self._define_domain,
             "start_domain": self._start_domain,
             "stop_domain": self._stop_domain,
+            "pause_domain": self._pause_domain,
             "remove_instance": self._remove_instance,
             "prepare_incoming": self._prepare_incoming,
             "finish_incoming": self._finish_incoming,
@@ -312,6 +336,7 @@ class StepRunner:
             "define_domain": self._undefine_domain,
             "start_domain": self._destroy_domain,
             "stop_domain": self._nothing,
+            "pause_domain": self._nothing,
             "remove_instance": self._nothing,
             "prepare_incoming": self._unprepare_incoming,
             "finish_incoming": self._nothing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -155,8 +156,12 @@ class FakeHypervisor:
         with self._changing("set_epoch") as world:
             world.stamp(self._host, instance_id, epoch, operation_id)
 
-    async def migrate(self, request: MigrationRequest) -> CompletedMigration:
+    async def migrate(
+        self, request: MigrationRequest, *, begun: asyncio.Event | None = None
+    ) -> CompletedMigration:
         await self._before("migrate")
+        if begun is not None:
+            begun.set()
         after, message = self._fabric.migration_failure.pop(self._host, (float("inf"), ""))
         async with self._fabric.awake():
             with self._fabric.transaction() as world:

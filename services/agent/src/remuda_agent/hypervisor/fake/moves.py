@@ -15,6 +15,7 @@ from remuda_agent.hypervisor.fake.world import (
     FakeTimings,
     JobResult,
     World,
+    at_target,
 )
 from remuda_agent.hypervisor.model import (
     EventKind,
@@ -52,7 +53,7 @@ def begin(
         )
     if there is None:
         there = target.domains[instance_id] = FakeDomain(definition=None)
-    there.live = replace(domain.live, epoch=request.target_epoch, operation_id=request.operation_id)
+    there.live = at_target(domain.live, request)
     there.paused, there.incoming, there.reason = True, True, "migration"
     there.guest_agent, there.started_at = domain.guest_agent, domain.started_at
     world.tell(request.target_hostname, EventKind.STARTED, instance_id, "migrated")

@@ -135,6 +135,19 @@ class ToldEvent:
     """ISO 8601, UTC."""
 
 
+def at_target(description: DomainDescription, request: MigrationRequest) -> DomainDescription:
+    """What arrives there: the new epoch, and the target's bridges."""
+    return replace(
+        description,
+        epoch=request.target_epoch,
+        operation_id=request.operation_id,
+        nics=tuple(
+            replace(nic, bridge=request.bridges.get(nic.mac_address.lower(), nic.bridge))
+            for nic in description.nics
+        ),
+    )
+
+
 @dataclass(slots=True, kw_only=True)
 class World:
     """All hosts and all jobs. Every method takes ``now``; call `settle` first."""
@@ -260,9 +273,7 @@ class World:
         if not job.resume:
             arrived.reason = "user"
         if source.definition is not None and arrived.live is not None:
-            arrived.definition = replace(
-                source.definition, epoch=arrived.live.epoch, operation_id=arrived.live.operation_id
-            )
+            arrived.definition = at_target(source.definition, job.request)
         self.tell(target, EventKind.RESUMED if job.resume else EventKind.SUSPENDED, instance_id, "migrated")
         self.end_job(job, JobResult(outcome="done", completed=measured))
         self.power_off(job.source, instance_id, reason="migrated")

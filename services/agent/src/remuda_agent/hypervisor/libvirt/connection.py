@@ -96,10 +96,16 @@ class Connection:
         except libvirt.libvirtError as error:
             raise failed(error) from error
 
-    async def call_long(self, function: Callable[[Any], T]) -> T:
-        """For what takes as long as it takes. Raises libvirtError as it is; cancelling only stops waiting."""
-        connection = await asyncio.get_running_loop().run_in_executor(self._short, self._connected)
+    async def call_long(self, function: Callable[[Any], T], *, begun: asyncio.Event | None = None) -> T:
+        """For what takes as long as it takes. Raises libvirtError as it is.
+
+        Cancelling before ``begun`` is set leaves the function uncalled, later it only stops the waiting.
+        """
         async with self._long:
+            # After the queue, where a connection could have grown old.
+            connection = await asyncio.get_running_loop().run_in_executor(self._short, self._connected)
+            if begun is not None:
+                begun.set()
             return await in_daemon_thread(lambda: function(connection), name="libvirt-long")
 
     async def _attempt(self, function: Callable[[Any], T]) -> T:

@@ -218,8 +218,8 @@ def migrate(connection: Any, request: MigrationRequest) -> None:
             migration.destination(request),
             migration.parameters(
                 request,
-                live_xml=domain_xml.restamp(live, stamp),
-                persistent_xml=None if definition is None else domain_xml.restamp(definition, stamp),
+                live_xml=domain_xml.for_target(live, stamp, request.bridges),
+                persistent_xml=definition and domain_xml.for_target(definition, stamp, request.bridges),
                 disks=domain_xml.parse(live).writable_disks,
             ),
             migration.flags(request),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remuda_core.ids import Epoch, InstanceId, OperationId
@@ -106,8 +107,10 @@ def parse(text: str) -> ParsedDomain:
     )
 
 
-def restamp(text: str, stamp: Stamp) -> str:
-    """The same domain with other metadata: how a migration's target is born with its own epoch."""
+def for_target(text: str, stamp: Stamp, bridges: Mapping[str, str]) -> str:
+    """The same domain for another host: how a migration's target is born with its own epoch, and plugged into
+    that host's bridges. ``bridges``: by MAC address in lower case; other interfaces stay as they are.
+    """
     domain = ET.fromstring(text)  # noqa: S314 -- libvirtd's own words
     metadata = domain.find("metadata")
     if metadata is None:
@@ -116,6 +119,11 @@ def restamp(text: str, stamp: Stamp) -> str:
     for old in metadata.findall(_ELEMENT):
         metadata.remove(old)
     metadata.append(_stamped(stamp))
+    for interface in domain.findall("devices/interface[@type='bridge']"):
+        mac, source = interface.find("mac"), interface.find("source")
+        bridge = "" if mac is None else bridges.get(mac.get("address", "").lower(), "")
+        if source is not None and bridge:
+            source.set("bridge", bridge)
     return ET.tostring(domain, encoding="unicode")
 
 

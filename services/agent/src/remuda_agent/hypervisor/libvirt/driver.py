@@ -105,9 +105,11 @@ class LibvirtHypervisor:
         stamp = Stamp(instance_id=instance_id, epoch=epoch, operation_id=operation_id)
         await self.connection.call(lambda c: domain_calls.set_stamp(c, stamp), repeat=True)
 
-    async def migrate(self, request: MigrationRequest) -> CompletedMigration:
+    async def migrate(
+        self, request: MigrationRequest, *, begun: asyncio.Event | None = None
+    ) -> CompletedMigration:
         try:
-            await self.connection.call_long(lambda c: domain_calls.migrate(c, request))
+            await self.connection.call_long(lambda c: domain_calls.migrate(c, request), begun=begun)
         except libvirt.libvirtError as error:
             raise await self._why(request.instance_id, error) from error
         # Lost with libvirtd's memory when that restarted just now: unknown, not a failure.
