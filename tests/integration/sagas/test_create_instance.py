@@ -1,7 +1,10 @@
 """CreateInstance: a guest that runs, or nothing at all and why."""
 
 import asyncio
+import dataclasses
+from typing import Any
 
+import pytest
 from remuda.compute.v1.host_pb2 import Host
 from remuda.compute.v1.instance_pb2 import (
     DeleteInstanceRequest,
@@ -10,12 +13,17 @@ from remuda.compute.v1.instance_pb2 import (
 )
 from remuda.compute.v1.network_pb2 import Network
 from remuda.compute.v1.operation_pb2 import OperationMetadata
-from remuda.store.v1.host_pb2 import NetworkRecord
+from remuda.store.v1.host_pb2 import HostRecord, NetworkRecord
 from remuda_core.errors import Reason
+from remuda_core.ids import HostId
 from remuda_core.rpc.status import from_status
 from remuda_core.testing.hosts import FakeHost
 from remuda_scheduler.addresses import derived_mac
+from remuda_scheduler.ports import Decision, PlacementRequest
+from remuda_scheduler.sagas.registry import SAGAS
+from remuda_scheduler.store import StoreView
 from remuda_scheduler.testing.cluster import NETWORK, Cluster
+from remuda_scheduler.testing.ports import FirstFit
 
 DONE, FAILED = OperationMetadata.STATE_DONE, OperationMetadata.STATE_FAILED
 
@@ -168,3 +176,70 @@ async def test_an_instance_whose_launch_failed_cannot_be_started(cluster: Cluste
     record = await cluster.done(start, FAILED)
     assert from_status(record.error).reason is Reason.STATE_FORBIDS_ACTION
     assert (await cluster.status(instance)).state == Instance.STATE_FAILED
+
+
+@pytest.mark.parametrize("how", ["deleted", "cordoned"])
+async def test_a_host_that_is_taken_away_when_it_is_chosen_gets_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A host is cordoned before it is deleted, so that after the cordon nothing new comes to it."""
+    choose = FirstFit.choose
+    chosen: list[HostId] = []
+
+    def usable(store: StoreView, host: HostId) -> bool:
+        record = store.host(host)
+        return record is not None and not record.cordoned
+
+    async def choose_and_take_away(self: FirstFit, request: PlacementRequest) -> Decision:
+        gone = {host: "gone" for host in self.hosts if not usable(self.store, host)}
+        decision = await choose(self, dataclasses.replace(request, excluded={**request.excluded, **gone}))
+        key = cluster.keys.host(decision.host_id)
+        if not chosen and how == "deleted":
+            await cluster.etcd.delete(key)
+        elif not chosen:
+            record = HostRecord(id=decision.host_id, cordoned=True)
+            await cluster.etcd.put(key, record.SerializeToString())
+        chosen.append(decision.host_id)
+        return decision
+
+    monkeypatch.setattr(FirstFit, "choose", choose_and_take_away)
+    instance, operation = await cluster.launch()
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    assert chosen == [cluster.a, cluster.b]
+    assert (await cluster.status(instance)).host_id == cluster.b
+    assert {host for host, _, _ in cluster.agents.log} == {cluster.b}
+
+
+@pytest.mark.parametrize("address", ["", "10.78.0.9"])
+async def test_a_network_that_is_deleted_meanwhile_gets_no_ports(cluster: Cluster, address: str) -> None:
+    """The api deletes one that has no ports; between our look and our write it may be gone."""
+    instance, operation = await cluster.launch(address=address)
+    saga = SAGAS["CreateInstance"]
+    deleted = False
+
+    async def allocate(run: Any) -> None:
+        nonlocal deleted
+        commit = run.commit
+
+        async def commit_later(**fields: Any) -> bool:
+            nonlocal deleted
+            if not deleted:
+                deleted = True
+                await cluster.etcd.delete(cluster.keys.network(NETWORK))
+            return bool(await commit(**fields))
+
+        run.commit = commit_later
+        await saga.step("addresses_allocated").do(run)
+
+    steps = [
+        dataclasses.replace(step, do=allocate) if step.name == "addresses_allocated" else step
+        for step in saga.steps
+    ]
+    cluster.sagas = {**SAGAS, saga.action: dataclasses.replace(saga, steps=tuple(steps))}
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert deleted
+    assert from_status(record.error).reason is Reason.NETWORK_NOT_FOUND
+    assert (await cluster.status(instance)).state == Instance.STATE_FAILED
+    await cluster.nothing_is_left()

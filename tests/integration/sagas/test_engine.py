@@ -1,15 +1,22 @@
 """The engine: one leader at a time, orders only in its name, nothing stuck for ever."""
 
 import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda.compute.v1.instance_pb2 import DeleteInstanceRequest, Instance, StopInstanceRequest
-from remuda.compute.v1.operation_pb2 import OperationMetadata
-from remuda_core.errors import Reason
+from remuda.compute.v1.operation_pb2 import OperationMetadata, OperationStep
+from remuda_core.errors import Reason, RemudaError
+from remuda_core.etcd import ops
+from remuda_core.ids import OperationId
 from remuda_core.rpc.status import from_status
 from remuda_core.testing.hosts import FakeHost
 from remuda_core.testing.waiting import wait_for
+from remuda_scheduler.engine.saga import AlreadyDone, Commit, Ending
 from remuda_scheduler.events import KEPT
+from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.testing.cluster import Cluster
 
 DONE, FAILED = OperationMetadata.STATE_DONE, OperationMetadata.STATE_FAILED
@@ -155,3 +162,110 @@ async def test_an_operation_that_breaks_is_tried_again_and_stops_no_other(cluste
         return (await cluster.operation(broken[1])).done
 
     await wait_for(over, timeout=5)
+
+
+TOO_MUCH = "x" * (3 << 19)
+"""etcd's limit for a request, in bytes."""
+
+
+def with_step(cluster: Cluster, action: str, name: str, do: Callable[[Any], Awaitable[None]]) -> None:
+    saga = SAGAS[action]
+    steps = tuple(dataclasses.replace(step, do=do) if step.name == name else step for step in saga.steps)
+    cluster.sagas = {**SAGAS, action: dataclasses.replace(saga, steps=steps)}
+
+
+async def test_what_etcd_will_never_take_ends_the_operation_and_undoes_it(cluster: Cluster) -> None:
+    step = SAGAS["CreateInstance"].step("domain_defined")
+
+    async def grow(run: Any) -> None:
+        await step.do(run)
+        run.state.machine_type = TOO_MUCH
+
+    with_step(cluster, "CreateInstance", step.name, grow)
+    instance, operation = await cluster.launch()
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.REQUEST_TOO_LARGE
+    assert (await cluster.status(instance)).state == Instance.STATE_FAILED
+    await cluster.nothing_is_left()
+
+
+async def test_an_operation_that_cannot_even_begin_for_its_size_releases_the_instance(
+    cluster: Cluster,
+) -> None:
+    instance = await cluster.running()
+    saga = SAGAS["StopInstance"]
+
+    async def begin(run: Any) -> None:
+        await saga.begin(run)
+        run.state.pool = TOO_MUCH
+
+    cluster.sagas = {**SAGAS, saga.action: dataclasses.replace(saga, begin=begin)}
+    operation = await cluster.admit("StopInstance", instance, StopInstanceRequest())
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.REQUEST_TOO_LARGE
+    assert cluster.agents.log == []
+    await cluster.nothing_is_open()
+
+
+async def test_an_operation_past_its_point_of_no_return_ends_as_failed_for_its_size(
+    cluster: Cluster,
+) -> None:
+    instance = await cluster.running()
+    saga = SAGAS["StopInstance"]
+
+    async def succeed(run: Any) -> Ending:
+        return dataclasses.replace(await saga.succeed(run), response=Instance(display_name=TOO_MUCH))
+
+    async def fail(_: Any, __: RemudaError) -> Ending:
+        """Not even that can be said."""
+        return Ending(also=(ops.put(f"{cluster.keys.prefix}test", TOO_MUCH.encode()),))
+
+    cluster.sagas = {**SAGAS, saga.action: dataclasses.replace(saga, succeed=succeed, fail=fail)}
+    operation = await cluster.admit("StopInstance", instance, StopInstanceRequest(force=True))
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.REQUEST_TOO_LARGE
+    await cluster.nothing_is_open()
+
+
+async def test_a_record_that_breaks_the_saga_before_it_begins_fails_at_once(cluster: Cluster) -> None:
+    instance = await cluster.running()
+    saga = SAGAS["StopInstance"]
+
+    async def begin(_: Any) -> None:
+        raise ValueError("nobody can read this request")
+
+    cluster.sagas = {**SAGAS, saga.action: dataclasses.replace(saga, begin=begin)}
+    operation = await cluster.admit("StopInstance", instance, StopInstanceRequest())
+    await cluster.lead()
+    record = await cluster.done(operation, FAILED)
+    assert from_status(record.error).reason is Reason.INTERNAL
+    await cluster.nothing_is_open()
+
+
+async def test_an_undo_that_finds_its_step_done_for_good_turns_forward(cluster: Cluster) -> None:
+    """And the saga ends as if nothing had failed; also when its leader dies in between."""
+    saga = SAGAS["StopInstance"]
+    failed: list[OperationId] = []
+
+    async def break_once(run: Any) -> None:
+        if not failed:
+            failed.append(run.operation_id)
+            raise RemudaError(Reason.STEP_FAILED, "so it seems")
+
+    async def look(_: Any) -> None:
+        raise AlreadyDone("it is done")
+
+    step = saga.steps[0]
+    first = dataclasses.replace(step, name="decided_elsewhere", do=break_once, undo=look, commits=Commit.NO)
+    instance = await cluster.running()
+    cluster.sagas = {**SAGAS, saga.action: dataclasses.replace(saga, steps=(first, step))}
+    operation = await cluster.admit("StopInstance", instance, StopInstanceRequest(force=True))
+    await cluster.through_deaths(operation)
+    record = await cluster.done(operation, DONE)
+    assert failed == [operation]
+    assert [one.state for one in record.metadata.steps] == [OperationStep.STATE_DONE] * 2
+    assert (await cluster.status(instance)).state == Instance.STATE_STOPPED
+    await cluster.nothing_is_open()

@@ -9,12 +9,19 @@ from remuda.agent.v1.common_pb2 import StepKey
 from remuda.compute.v1.host_pb2 import Host
 from remuda.compute.v1.instance_pb2 import Instance, LiveMigrateInstanceRequest
 from remuda.compute.v1.migration_pb2 import Migration
-from remuda.compute.v1.operation_pb2 import OperationMetadata
+from remuda.compute.v1.operation_pb2 import OperationMetadata, OperationStep
 from remuda.store.v1.instance_pb2 import MigrationRecord
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId, OperationId
 from remuda_core.rpc.status import from_status
-from remuda_core.testing.hosts import PAUSED, RUNNING, SHUTOFF, FakeHost, Migrating, Silence
+from remuda_core.testing.hosts import (
+    PAUSED,
+    RUNNING,
+    SHUTOFF,
+    FakeHost,
+    Migrating,
+    Silence,
+)
 from remuda_core.testing.waiting import wait_for
 from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.testing.cluster import Cluster
@@ -261,30 +268,6 @@ async def test_a_guest_that_is_not_running_is_not_moved(cluster: Cluster) -> Non
     await cluster.nothing_is_open()
 
 
-async def test_two_running_copies_are_shown_and_neither_is_destroyed(cluster: Cluster) -> None:
-    instance, operation = await LOCAL.admit(cluster)
-    cluster.agents.hosts[cluster.a].migrating = Migrating.ANSWER_LOST
-
-    async def split(host: FakeHost, key: StepKey) -> None:
-        if key.step == "guest_moved":
-            source = host.domains[instance]
-            source.power, source.reason = RUNNING, "booted"
-
-    cluster.agents.after = split
-    await cluster.lead()
-    await cluster.in_state(operation, WAITING)
-
-    async def alarm() -> bool:
-        return "MIGRATION_SPLIT" in await cluster.events(instance)
-
-    await wait_for(alarm, timeout=5)
-    for host in (cluster.a, cluster.b):
-        domain = cluster.domain(host, instance)
-        assert domain is not None
-        assert domain.power == RUNNING
-    assert (await cluster.status(instance)).host_id == cluster.a
-
-
 async def test_a_source_whose_agent_is_away_for_a_while_is_waited_for(cluster: Cluster) -> None:
     instance, operation = await LOCAL.admit(cluster)
     source = cluster.agents.hosts[cluster.a]
@@ -323,8 +306,8 @@ async def test_a_fault_of_ours_stops_the_job_before_the_target_is_cleaned_up(clu
     await LOCAL.undone(cluster, instance)
 
 
-async def test_a_fault_of_ours_after_the_switch_over_never_removes_the_guest(cluster: Cluster) -> None:
-    """The undo looks before it lets anything at the target be removed."""
+async def test_a_fault_of_ours_after_the_switch_over_turns_forward_again(cluster: Cluster) -> None:
+    """The undo looks before it lets anything at the target be removed, and then there is nothing to undo."""
     saga = SAGAS["LiveMigrateInstance"]
     moved = saga.step("guest_moved")
 
@@ -336,12 +319,9 @@ async def test_a_fault_of_ours_after_the_switch_over_never_removes_the_guest(clu
     cluster.sagas = {**SAGAS, saga.action: dataclasses.replace(saga, steps=tuple(steps))}
     instance, operation = await LOCAL.admit(cluster)
     await cluster.lead()
-    await cluster.in_state(operation, OperationMetadata.STATE_UNDOING)
-    await asyncio.sleep(0.2)
-    domain = cluster.domain(cluster.b, instance)
-    assert domain is not None
-    assert domain.power == RUNNING
-    assert not (await cluster.operation(operation)).done
+    record = await cluster.done(operation, DONE)
+    assert {step.state for step in record.metadata.steps} == {OperationStep.STATE_DONE}
+    await LOCAL.succeeded(cluster, instance)
 
 
 @pytest.mark.parametrize("how", list(Silence))
@@ -406,18 +386,3 @@ async def test_a_source_that_is_slow_to_end_its_side_is_released_a_moment_later(
     await cluster.done(operation, DONE)
     assert tries == 3
     await LOCAL.succeeded(cluster, instance)
-
-
-async def test_a_source_that_came_back_running_is_left_alone_and_owed(cluster: Cluster) -> None:
-    """Both run it by then: nothing is destroyed without an operator."""
-    instance, operation = await LOCAL.admit(cluster)
-    source = cluster.agents.hosts[cluster.a]
-    source.migrating = Migrating.SOURCE_DIES
-    term = await cluster.lead()
-    await cluster.done(operation, DONE)
-    domain = source.domains[instance]
-    domain.power, domain.reason = RUNNING, "booted"
-    source.come_back()
-    assert await term.engine.pay_debts(cluster.a) == 0
-    assert source.domains[instance].power == RUNNING
-    assert await cluster.left("debts") == [f"debts/{cluster.a}/{operation}/source_released"]

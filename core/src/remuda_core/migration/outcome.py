@@ -4,7 +4,10 @@
 host alone. Where it cannot be known who holds the guest's memory it says WAIT, never a guess: starting a
 second copy destroys data, waiting only costs time. The table is in docs/ (migration), the facts under it were
 measured with libvirt 9 and QEMU 7.2: a job is peer to peer and is not undefined at the source, so that a
-source which has given its guest away shows SHUTOFF with the reason "migrated".
+source which has given its guest away shows SHUTOFF with the reason "migrated"; "unknown" once its libvirtd or
+the host itself was restarted. The target's copy is transient while it is received; libvirt makes it
+persistent at the very end, before it resumes the guest there: so an arrival is known whatever became of the
+guest since.
 """
 
 from dataclasses import dataclass
@@ -53,6 +56,8 @@ class Sight:
     job: Job = Job.NONE
     ours: bool = True
     """The domain carries the operation and the epoch that belong there. Another's is as good as absent."""
+    persistent: bool = False
+    """It has a definition that outlives it."""
 
     @property
     def here(self) -> bool:
@@ -72,6 +77,11 @@ class Sight:
     def split(self) -> bool:
         return self.here and self.why in (Why.POSTCOPY, Why.POSTCOPY_FAILED)
 
+    @property
+    def arrived(self) -> bool:
+        """Of a target: the guest was received to its end, and libvirt is done with it."""
+        return self.here and self.persistent and self.job is Job.NONE
+
 
 ABSENT = Sight(power=Power.ABSENT)
 UNREACHABLE = Sight(power=Power.UNREACHABLE)
@@ -83,6 +93,12 @@ class Journalled:
 
     source_succeeded: bool = False
     """The source has said that libvirt's job ended well."""
+    guest_ran: bool = True
+    """Before the move. Only a guest that was paused all along may be left paused at the source without
+    knowing of the target: nobody resumes it there."""
+    split: bool = False
+    """Both hosts were seen to run it, and the target's copy was ordered to pause: from then on only an
+    operator ends that, by what he does to one of the two."""
 
 
 class Outcome(Enum):
@@ -91,15 +107,16 @@ class Outcome(Enum):
     STAYED = auto()
     """The source holds the guest, no job runs: failed cleanly; the target is cleaned up, or owes it."""
     JOIN = auto()
-    """The job still runs: go on following it."""
+    """The source's job still runs: go on following it."""
     WAIT = auto()
-    """It cannot be known before a host answers or is fenced. The source is never resumed meanwhile."""
+    """It cannot be known before a host answers or is fenced, or before libvirt is done with the target's
+    copy. The source is never resumed meanwhile."""
     GUEST_STOPPED = auto()
     """The guest shut itself down at the source: failed, the instance is STOPPED."""
     GUEST_LOST = auto()
     """No host runs it any more (QEMU died): failed; it can be started at the source by its intent."""
     SPLIT = auto()
-    """Both run it. The copy on record goes on; an operator decides about the other."""
+    """Both have it alive. The copy on record goes on, the other is paused; an operator decides about it."""
     SPLIT_MEMORY = auto()
     """Post-copy broke: each host has a part. Nothing may be destroyed; recovery needs an operator."""
 
@@ -110,6 +127,8 @@ def decide_outcome(source: Sight, target: Sight, journal: Journalled) -> Outcome
     """
     if source.split or target.split:
         return _post_copy(source, target)
+    if journal.split and target.here and target.power is Power.PAUSED and not source.gone:
+        return Outcome.SPLIT
     if target.here and target.power is Power.RUNNING:
         return _target_runs(source)
     if source.power is Power.UNREACHABLE:
@@ -117,23 +136,22 @@ def decide_outcome(source: Sight, target: Sight, journal: Journalled) -> Outcome
         return Outcome.MOVED if given_away else Outcome.WAIT
     if source.here and source.job is Job.OUT:
         return Outcome.JOIN
+    if source.here and source.power is Power.RUNNING:
+        return _source_runs(target)
+    if target.arrived:
+        # Whatever the source calls its copy: the newest memory and disks are those of the target.
+        return Outcome.MOVED if source.gone or source.job is Job.NONE else Outcome.WAIT
     if source.alive:
-        return _source_alive(source, target)
-    if source.here and source.why is Why.MIGRATION:
-        return _given_away(target)
-    if target.power is Power.UNREACHABLE:
-        # The source's copy is off for a reason of its own, yet the target may have resumed before that.
-        return Outcome.WAIT
-    if source.here and source.power is Power.SHUTOFF and source.why is Why.SHUTDOWN:
-        return Outcome.GUEST_STOPPED
-    return _given_away(target) if source.gone else Outcome.GUEST_LOST
+        return _source_paused(source, target, journal)
+    return _source_off(source, target, journal)
 
 
 def _post_copy(source: Sight, target: Sight) -> Outcome:
     if source.here and source.job is Job.OUT and source.why is not Why.POSTCOPY_FAILED:
         return Outcome.JOIN
     if target.here and target.job is Job.IN and target.why is not Why.POSTCOPY_FAILED:
-        return Outcome.JOIN
+        # Nothing can be followed at the source: a "start or join" there would mean a second start.
+        return Outcome.WAIT
     if Power.UNREACHABLE in (source.power, target.power):
         return Outcome.WAIT
     return Outcome.SPLIT_MEMORY
@@ -147,22 +165,46 @@ def _target_runs(source: Sight) -> Outcome:
     return Outcome.JOIN if source.job is Job.OUT else Outcome.SPLIT
 
 
-def _source_alive(source: Sight, target: Sight) -> Outcome:
-    """The source holds the guest and no job of ours runs there."""
-    switching = source.power is Power.PAUSED and source.why is Why.MIGRATION
-    if switching and target.power is Power.UNREACHABLE:
-        # After the switch-over the target may run it: resuming here would make two.
+def _source_runs(target: Sight) -> Outcome:
+    """libvirt resumed the source when it did not hear the target's last word, or nothing ever moved."""
+    # A guest that was received to its end may have run there: both then have what the other has not.
+    ran_there = target.power is Power.PAUSED or target.why is Why.SHUTDOWN
+    return Outcome.SPLIT if target.arrived and ran_there else Outcome.STAYED
+
+
+def _source_paused(source: Sight, target: Sight, journal: Journalled) -> Outcome:
+    """The source holds the guest's memory, no job of ours runs there, and nothing has arrived."""
+    if target.here and target.job is not Job.NONE:
         return Outcome.WAIT
+    if target.power is Power.UNREACHABLE:
+        # After the switch-over the target may run it: resuming here would make two. The reason does not tell
+        # which it is: a guest that was paused so that its move could end shows "user" on both sides of it.
+        switching = source.why is Why.MIGRATION or journal.guest_ran or journal.source_succeeded
+        return Outcome.WAIT if switching else Outcome.STAYED
+    if journal.source_succeeded and target.here:
+        return Outcome.MOVED
     return Outcome.STAYED
+
+
+def _source_off(source: Sight, target: Sight, journal: Journalled) -> Outcome:
+    """No copy at the source, or one that has ended; and nothing has arrived."""
+    if source.here and (source.why is Why.MIGRATION or journal.source_succeeded):
+        return _given_away(target)
+    if target.power is Power.UNREACHABLE:
+        # The source's copy is off for a reason of its own, yet the target may have resumed before that.
+        return Outcome.WAIT
+    received = target.here and target.persistent
+    if source.here and source.power is Power.SHUTOFF and source.why is Why.SHUTDOWN and not received:
+        return Outcome.GUEST_STOPPED
+    if target.here and target.job is not Job.NONE:
+        # It came to the end of its memory, or libvirt gives it up: one of the two shows in a moment.
+        return Outcome.WAIT
+    return _given_away(target) if source.gone else Outcome.GUEST_LOST
 
 
 def _given_away(target: Sight) -> Outcome:
     """The source has no guest any more."""
-    if target.power is Power.UNREACHABLE:
+    if target.power is Power.UNREACHABLE or (target.here and target.job is not Job.NONE):
         return Outcome.WAIT
-    if target.gone:
-        return Outcome.GUEST_LOST
-    if target.power is Power.PAUSED and target.job is not Job.NONE:
-        return Outcome.JOIN
     # Paused without a job (it is resumed there), shut off or crashed since: whatever it is, it is there.
-    return Outcome.MOVED
+    return Outcome.GUEST_LOST if target.gone else Outcome.MOVED

@@ -112,6 +112,10 @@ class FakeHosts:
         """(host, step, "do" or "undo") of every order that was obeyed, in order."""
         self.jobs_started = 0
         """Migrations that were begun, joins not counted."""
+        self.bridges: dict[str, str] = {}
+        """What every host says of its bridges when it prepares to receive a guest."""
+        self.starts: list[StartMigration] = []
+        """Orders to start or join a migration that reached their host."""
         self._jobs: dict[tuple[HostId, str, str], tuple[asyncio.Task[None], asyncio.Event]] = {}
         self.before: Hook = _no_hook
         """Called before an order is obeyed; what it raises is the step's failure."""
@@ -157,6 +161,7 @@ class FakeHosts:
     ) -> MigrationEnded:
         source, key = self._reach(host), start.key
         self._obey_leader(source, key.leader)
+        self.starts.append(start)
         await self.before(source, key)
         on_milestone(MigrationMilestone(type="JOB_STARTED", host=f"hosts/{host}", time=_now()))
         on_progress(MigrationProgress(phase=MigrationProgress.PHASE_MEMORY, memory_total_bytes=100))
@@ -223,11 +228,8 @@ class FakeHosts:
             case "define_domain":
                 host.domains.setdefault(instance, FakeDomain(epoch=key.epoch, operation=key.operation_id))
                 return StepOutput(machine_type="pc-q35-7.2")
-            case "start_domain":
-                self._switch(host, instance, RUNNING, "booted")
-            case "stop_domain":
-                self._switch(host, instance, SHUTOFF, "shutdown")
-                return StepOutput(forced=request.stop_domain.force)
+            case "start_domain" | "stop_domain" | "pause_domain":
+                return self._change_power(host, instance, request)
             case "remove_instance":
                 self._remove(host, instance)
             case "prepare_incoming":
@@ -237,6 +239,7 @@ class FakeHosts:
                     role="incoming",
                     shared=request.prepare_incoming.shared_disks,
                 )
+                return StepOutput(bridges=self.bridges)
             case "finish_incoming":
                 return self._finish(host, instance, paused=request.finish_incoming.paused)
             case "release_source":
@@ -266,6 +269,20 @@ class FakeHosts:
                 self._remove(host, instance)
             case _:
                 pass
+        return StepOutput()
+
+    def _change_power(self, host: FakeHost, instance: InstanceId, request: RunStepRequest) -> StepOutput:
+        match request.WhichOneof("work"):
+            case "start_domain":
+                self._switch(host, instance, RUNNING, "booted")
+            case "stop_domain":
+                self._switch(host, instance, SHUTOFF, "shutdown")
+                return StepOutput(forced=request.stop_domain.force)
+            case _:
+                domain = host.domains.get(instance)
+                # Only a copy of this epoch: another is not the one that was decided about.
+                if domain is not None and domain.power == RUNNING and domain.epoch == request.key.epoch:
+                    domain.power, domain.reason = PAUSED, "user"
         return StepOutput()
 
     def _switch(
@@ -350,7 +367,6 @@ class FakeHosts:
             operation=start.key.operation_id,
             power=RUNNING,
             reason="migrated",
-            persistent=False,
         )
 
     async def _copy_until(self, cancel: asyncio.Event, domain: FakeDomain) -> None:

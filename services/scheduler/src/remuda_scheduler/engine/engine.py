@@ -11,7 +11,7 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.errors import EtcdError, InvalidRequest, NotLeader, TooLarge
 from remuda_core.ids import HostId, InstanceId, OperationId
 
-from remuda_scheduler.engine.debts import DebtCollector
+from remuda_scheduler.engine.collector import DebtCollector
 from remuda_scheduler.engine.run import Interrupted, Run
 from remuda_scheduler.engine.runner import execute
 from remuda_scheduler.engine.saga import Ending, Saga
@@ -105,17 +105,19 @@ class Engine:
     async def _keep_on(self, operation: OperationId) -> None:
         """Loads and executes, again and again until it is done or the term is over."""
         pause = self._services.timing.first_pause
+        fault: RemudaError | None = None
         while not self._services.leadership.lost.is_set():
             try:
                 run = await self._load(operation)
                 if run is not None:
-                    await execute(run)
+                    await execute(run, fault)
                 return
             except NotLeader:
                 return
-            except (InvalidRequest, TooLarge):
-                # etcd refuses what we ask as such: a fault of ours that repeating does not mend.
-                _log.exception("etcd refuses a write", operation=operation)
+            except (InvalidRequest, TooLarge) as refusal:
+                # Repeating it does not mend it: from what the journal has, the operation is ended.
+                _log.error("etcd refuses a write", operation=operation, error=str(refusal))
+                fault = _fault(refusal)
             except (Interrupted, EtcdError) as error:
                 _log.info("operation is loaded again", operation=operation, error=str(error))
             except Exception:
@@ -137,6 +139,14 @@ class Engine:
         journal = await self._services.etcd.get(keys.journal(operation))
         saga = self._sagas.get(record.action) or _unknown(record.action)
         return Run(saga, self._services, record, journal, self._cancel_flag(operation))
+
+
+def _fault(refusal: InvalidRequest | TooLarge) -> RemudaError:
+    if isinstance(refusal, TooLarge):
+        return RemudaError(
+            Reason.REQUEST_TOO_LARGE, f"what the operation has to store is too large for etcd: {refusal}"
+        )
+    return RemudaError(Reason.INTERNAL, "etcd refuses what the operation has to store; the logs have it")
 
 
 def _unknown(action: str) -> Saga[Message]:

@@ -52,6 +52,7 @@ async def finish(run: Run[Any], ending: Ending, error: RemudaError | None) -> bo
             *ending.also,
         ]
         pins = [ops.mod_is(key, kv.mod_revision if kv else 0) for key, kv in seen.items() if key != cancel]
+        pins += ending.compare
         if undecided:
             pins.append(ops.absent(cancel))
         result = await run.services.leadership.txn(compare=pins, success=writes, witness=operation)
@@ -61,6 +62,8 @@ async def finish(run: Run[Any], ending: Ending, error: RemudaError | None) -> bo
             run.services.newest_journal = max(run.services.newest_journal, result.revision)
             _tell(run, record)
             return True
+        if ending.compare:
+            raise Interrupted("what the ending rests on may have changed")
 
 
 def _closed(

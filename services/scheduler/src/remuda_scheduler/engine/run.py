@@ -21,6 +21,7 @@ from remuda_core.etcd.model import KeyValue
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId, ProjectId
 
 from remuda_scheduler.engine import position
+from remuda_scheduler.engine.debts import may_be_owed
 from remuda_scheduler.engine.saga import S, Saga, Step
 from remuda_scheduler.engine.services import Services
 from remuda_scheduler.events import append_event
@@ -65,8 +66,12 @@ class Run(Generic[S]):
             self.journal.state.Unpack(self.state)
         self.step: Step[S] | None = None
         """The step that is being done or undone."""
+        self.asked: HostId | None = None
+        """Host that was sent an order last in this step."""
         self.last_order: tuple[HostId, RunStepRequest] | None = None
-        """What was sent to a host last in this step: becomes the debt when the host cannot be reached."""
+        """The last order of this step that may be owed: becomes the debt when it cannot be done."""
+        self.settled: set[HostId] = set()
+        """Hosts that owe nothing for this instance, besides what this operation left there."""
         self.silent: set[HostId] = set()
         """Hosts that used up the engine's patience: they are asked once more per step, not waited for."""
         self._pending: dict[bytes, ops.Op] = {}
@@ -213,12 +218,21 @@ class Run(Generic[S]):
             request_id=self.metadata.request_id,
         )
 
+    def begin_step(self, step: Step[S]) -> None:
+        self.step, self.asked, self.last_order = step, None, None
+
     async def order(
         self, host: HostId | str, epoch: Epoch | int, *, undo: bool = False, step: str = "", **work: Any
     ) -> StepOutput:
-        """RunStep on a host; `work` is the one field of RunStepRequest.work. Raises what Agents raises."""
+        """RunStep on a host; `work` is the one field of RunStepRequest.work. Raises what Agents raises.
+
+        When the step cannot be done, its last order may become a debt of the host; one that changes the run
+        state never does, and does not take the place of the one before it.
+        """
         request = RunStepRequest(key=self.key(epoch, undo=undo, step=step), **work)
-        self.last_order = (HostId(host), request)
+        self.asked = HostId(host)
+        if may_be_owed(request):
+            self.last_order = (HostId(host), request)
         return await self.services.agents.run_step(HostId(host), request, on_progress=self.publish)
 
     def publish(self, progress: Progress) -> None:

@@ -5,7 +5,8 @@
                      v                                      v
                    undo, newest first                     finish (FAILED, nothing is undone)
                      |            |
-                     v            +--> retry_from: forward again, e.g. to another host
+                     |            +--> retry_from: forward again, e.g. to another host
+                     v            +--> AlreadyDone: it cannot be undone, forward again
                    finish (FAILED or CANCELLED)
 
 One txn closes a step and opens the next, fenced by the leader's epoch. Whoever comes after a crash loads the
@@ -14,42 +15,55 @@ journal and repeats the step that is open. Anything unclear about etcd ends in `
 
 import asyncio
 import time
+from enum import Enum, auto
 from typing import Any
 
 from remuda.compute.v1.operation_pb2 import OperationMetadata, OperationStep
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
-from remuda_core.etcd.errors import EtcdError
+from remuda_core.etcd.errors import EtcdError, InvalidRequest, TooLarge
 from remuda_core.ids import HostId
 from remuda_core.rpc.status import from_status, to_status
 
 from remuda_scheduler.engine import position
 from remuda_scheduler.engine.attempts import Attempts
 from remuda_scheduler.engine.clock import now
-from remuda_scheduler.engine.debts import debt_of
+from remuda_scheduler.engine.debts import debt_of, settle
 from remuda_scheduler.engine.finishing import finish
 from remuda_scheduler.engine.run import Interrupted, Run, cancelled
-from remuda_scheduler.engine.saga import Commit, Ending, Step, Unreachable
+from remuda_scheduler.engine.saga import AlreadyDone, Commit, Ending, Step, Unreachable
 
 
-async def execute(run: Run[Any]) -> None:
-    """Until the operation is done. Raises Interrupted, NotLeader and other EtcdErrors."""
+async def execute(run: Run[Any], fault: RemudaError | None = None) -> None:
+    """Until the operation is done. Raises Interrupted, NotLeader and other EtcdErrors.
+
+    `fault`: etcd refused what an execution before this one wanted to write, and always will.
+    """
     if run.resumed:
         await _shake_hands(run)
     else:
-        try:
-            await run.saga.begin(run)
-        except RemudaError as refusal:
+        refusal = fault or await _begin(run)
+        if refusal is not None:
             await _finish_failed(run, refusal)
             return
+    if fault is not None:
+        # By far the largest thing in the record, and nothing depends on it.
+        run.metadata.ClearField("placement")
+        if run.journal.committed:
+            await _finish_failed(run, fault)
+            return
+        if not run.journal.undoing:
+            _turn_back(run, fault)
+            # Another host would not make it any smaller.
+            run.journal.retry_from = ""
     while True:
         if run.journal.undoing:
-            await _backward(run)
-            if not run.journal.retry_from:
-                await _finish_failed(run, from_status(run.journal.failure))
-                return
-            _turn_forward(run)
-            continue
+            way = await _backward(run)
+            if way is _Way.FORWARD or run.journal.retry_from:
+                _turn_forward(run)
+                continue
+            await _finish_failed(run, from_status(run.journal.failure))
+            return
         error = await _forward(run)
         if error is None:
             ending = await run.saga.succeed(run)
@@ -60,6 +74,25 @@ async def execute(run: Run[Any]) -> None:
             await _finish_failed(run, error)
             return
         _turn_back(run, error)
+
+
+class _Way(Enum):
+    BACK = auto()
+    FORWARD = auto()
+
+
+async def _begin(run: Run[Any]) -> RemudaError | None:
+    """Why the operation cannot begin. Nothing has been done yet, so it may end for any reason."""
+    try:
+        await run.saga.begin(run)
+    except RemudaError as refusal:
+        return refusal
+    except (EtcdError, Interrupted):
+        raise
+    except Exception:
+        run.log.exception("operation cannot begin")
+        return RemudaError(Reason.INTERNAL, f"{run.record.action} could not begin; the logs have it")
+    return None
 
 
 async def _shake_hands(run: Run[Any]) -> None:
@@ -127,7 +160,7 @@ async def _open(run: Run[Any], step: Step[Any]) -> bool:
 async def _attempt(run: Run[Any], step: Step[Any]) -> RemudaError | None:
     """Does one step, repeatedly where that may help, and notes in memory what came of it."""
     index = position.last_entry(run.journal, step.name)
-    run.step, run.last_order = step, None
+    run.begin_step(step)
     attempts = Attempts(run.services.timing, run.silent, tries=step.attempts, stubborn=run.journal.committed)
     started = time.monotonic()
     while True:
@@ -153,7 +186,7 @@ async def _once(run: Run[Any], step: Step[Any]) -> RemudaError | None:
     try:
         async with asyncio.timeout(step.deadline_seconds):
             if not leave_on_cancel:
-                await step.do(run)
+                await _do(run, step)
             elif not await _unless_cancelled(run, step):
                 return cancelled()
     except RemudaError as error:
@@ -169,9 +202,18 @@ async def _once(run: Run[Any], step: Step[Any]) -> RemudaError | None:
     return None
 
 
+async def _do(run: Run[Any], step: Step[Any]) -> None:
+    host = step.host_id(run)
+    if host and host not in run.settled and not run.saga.takes_over_debts:
+        # What is still owed there would be done after our orders, and might contradict them.
+        await settle(run.services, host, run.instance_id, mine=run.operation_id)
+        run.settled.add(host)
+    await step.do(run)
+
+
 async def _unless_cancelled(run: Run[Any], step: Step[Any]) -> bool:
     """False: a cancel came first. The agent's job is stopped by the undo, not by our leaving."""
-    doing = asyncio.ensure_future(step.do(run))
+    doing = asyncio.ensure_future(_do(run, step))
     asked = asyncio.ensure_future(run.cancelled.wait())
     try:
         await asyncio.wait({doing, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -202,7 +244,7 @@ def _turn_forward(run: Run[Any]) -> None:
     run.journal.ClearField("failure")
 
 
-async def _backward(run: Run[Any]) -> None:
+async def _backward(run: Run[Any]) -> _Way:
     while (index := position.next_undo(run.journal)) >= 0:
         step = run.saga.step(run.journal.entries[index].step)
         if step.undo is None:
@@ -210,20 +252,32 @@ async def _backward(run: Run[Any]) -> None:
             continue
         position.mark(run.journal, run.metadata, index, OperationStep.STATE_UNDOING, now())
         await run.commit()
-        await _undo(run, step, index)
+        try:
+            await _undo(run, step, index)
+        except AlreadyDone as evidence:
+            run.log.warning("it cannot be undone", step=step.name, evidence=str(evidence))
+            position.mark(run.journal, run.metadata, index, OperationStep.STATE_DONE, now())
+            return _Way.FORWARD
+    return _Way.BACK
 
 
 async def _undo(run: Run[Any], step: Step[Any], index: int) -> None:
-    run.step, run.last_order = step, None
+    run.begin_step(step)
     attempts = Attempts(run.services.timing, run.silent, tries=step.attempts, stubborn=True)
     started = time.monotonic()
     while (error := await _once_back(run, step)) is not None:
         run.log.warning("undo did not succeed", step=step.name, error=str(error))
-        host = run.last_order[0] if run.last_order else HostId("")
+        host = run.asked or HostId("")
         if not (host and run.services.store.fenced(host)) and await attempts.again(error, host):
             continue
         if _owe(run, index, error):
             _measure(run, step, "owed", started)
+            return
+        if run.asked is not None:
+            # Only about the run state. What the guest does now is for observation to tell, and for its owner
+            # to change: see debts.py.
+            _give_up(run, index, error)
+            _measure(run, step, "failed", started)
             return
         # Nothing was asked of a host: what failed is the control plane's own, and that comes back.
         raise Interrupted(f"undo of {step.name}: {error}")
@@ -243,8 +297,13 @@ async def _once_back(run: Run[Any], step: Step[Any]) -> RemudaError | None:
     return None
 
 
+def _give_up(run: Run[Any], index: int, error: RemudaError) -> None:
+    error = RemudaError(error.reason, f"not undone: {error.message}", metadata=error.metadata)
+    position.mark(run.journal, run.metadata, index, OperationStep.STATE_UNDONE, now(), to_status(error))
+
+
 def _owe(run: Run[Any], index: int, error: RemudaError) -> bool:
-    """Makes the last order a debt, written together with the journal. False: there was no order."""
+    """Makes the last order a debt, written together with the journal. False: there was none to be owed."""
     if run.last_order is None:
         return False
     host, request = run.last_order
@@ -266,7 +325,11 @@ async def _finish_failed(run: Run[Any], error: RemudaError) -> None:
         # The record is gone: the operation still has to end, and to release its claim.
         run.log.warning("nothing to say about the instance", error=str(nothing_left))
         ending = Ending()
-    await finish(run, ending, error)
+    try:
+        await finish(run, ending, error)
+    except (TooLarge, InvalidRequest) as refusal:
+        run.log.error("etcd refuses what would be said about the instance", error=str(refusal))
+        await finish(run, Ending(), error)
 
 
 def _measure(run: Run[Any], step: Step[Any], outcome: str, started: float) -> None:

@@ -21,6 +21,13 @@ S = TypeVar("S", bound=Message)
 Action: TypeAlias = "Callable[[Run[S]], Awaitable[None]]"
 
 
+class AlreadyDone(Exception):
+    """Raised by an undo that finds its step done for good, outside the journal (QEMU has switched over).
+
+    The step then counts as done, and the saga goes forward from it; what came after it has been undone.
+    """
+
+
 class Unreachable(Enum):
     """What becomes of a step whose host cannot be reached for longer than the engine's patience."""
 
@@ -67,6 +74,8 @@ class Ending:
 
     change: Callable[[InstanceStatus], None] | None = None
     """Applied to the instance's status as it is then."""
+    compare: tuple[ops.Compare, ...] = ()
+    """What `also` rests on. When it does not hold any more, the saga is asked for its ending again."""
     instance_removed: bool = False
     """`also` deletes the instance; no status and no event is written."""
     response: Message | None = None
@@ -97,6 +106,10 @@ class Saga(Generic[S]):
     """Fills `run.state` before the first step. A RemudaError ends the operation; nothing is undone."""
     retry_from: "Callable[[Run[S], RemudaError], str]" = field(default=_no_retry)
     """After a failure: name of the step to go back to (it and later ones are undone first), or empty."""
+    takes_over_debts: bool = False
+    """It deals with what hosts owe for the instance itself. For all others that is paid before their first
+    order to the host.
+    """
 
     def step(self, name: str) -> Step[S]:
         return next(step for step in self.steps if step.name == name)

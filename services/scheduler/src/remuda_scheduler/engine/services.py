@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
+from remuda_core.ids import HostId, InstanceId
 
 from remuda_scheduler.engine.fencing import FencedAgents
 from remuda_scheduler.ports import Grants, Leadership, Metrics, Placement, ProgressHub
@@ -28,6 +30,8 @@ class Timing:
     look_again: float = 0.5
     """Between two looks at hosts that are still at work."""
     debts_every: float = 30.0
+    debt_order: float = 60.0
+    """For one order that pays a debt. The agent's job goes on; the next payment joins it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,11 +54,20 @@ class Services:
     """Revision of the last status written by an operation."""
     allocating: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while addresses are chosen and taken."""
+    closing_debts: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a debt is struck off: which one is an instance's last is decided one at a time."""
     _placing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _turns: WeakValueDictionary[tuple[HostId, InstanceId], asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
 
     @property
     def leader(self) -> LeaderRef:
         return self.agents.leader
+
+    def turn(self, host: HostId, instance: InstanceId) -> asyncio.Lock:
+        """Held while debts of an instance on a host are paid."""
+        return self._turns.setdefault((host, instance), asyncio.Lock())
 
     @asynccontextmanager
     async def placing(self) -> AsyncIterator[None]:

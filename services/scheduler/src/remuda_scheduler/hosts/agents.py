@@ -1,7 +1,8 @@
 """Orders to agents: the port that sagas speak through, over gRPC.
 
-An agent's answer comes as a Status inside the stream; what the transport says (unreachable, cut off) means
-that the outcome is unknown. Steps are detached jobs on the host, so the way on is always to call again.
+An agent's answer comes as a Status inside the stream, or as an error with our ErrorInfo. All else was said by
+the transport, by a proxy or by a server that broke (unreachable, cut off, INTERNAL, UNKNOWN): the outcome is
+unknown then. Steps are detached jobs on the host, so the way on is always to call again.
 """
 
 import asyncio
@@ -9,14 +10,16 @@ from collections.abc import Callable
 
 import grpc
 from google.rpc import code_pb2
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 from remuda.agent.v1 import agent_pb2, agent_pb2_grpc, migration_pb2, migration_pb2_grpc
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
-from remuda_core.errors import Reason, RemudaError
+from remuda_core.errors import DOMAIN, Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
-from remuda_core.rpc.status import from_rpc_error, from_status
+from remuda_core.rpc.status import from_status, rpc_error_status
 
 ANSWER_SECONDS = 10.0
 """For rpcs that only look or note; steps carry deadlines of their own."""
@@ -155,10 +158,16 @@ async def _command(
 
 
 def _meaning(host: HostId, failure: grpc.aio.AioRpcError) -> RemudaError:
-    error = from_rpc_error(failure)
-    if error.reason in _TRANSPORT:
-        return _unreachable(host, error.message)
+    status = rpc_error_status(failure)
+    error = from_status(status)
+    if not _said_by_us(status) or error.reason in _TRANSPORT:
+        return _unreachable(host, f"{failure.code().name}: {error.message}")
     return error
+
+
+def _said_by_us(status: Status) -> bool:
+    info = ErrorInfo()
+    return any(detail.Unpack(info) and info.domain == DOMAIN for detail in status.details)
 
 
 def _unreachable(host: HostId, detail: str) -> RemudaError:

@@ -6,16 +6,16 @@ from typing import Any
 
 from remuda.compute.v1.instance_pb2 import NetworkInterface
 from remuda.compute.v1.network_pb2 import Network
-from remuda.compute.v1.operation_pb2 import OperationStep
-from remuda.store.v1.host_pb2 import Debt
 from remuda.store.v1.instance_pb2 import InstanceRecord, Port, PortRecord
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
-from remuda_core.ids import NetworkId
+from remuda_core.ids import InstanceId, NetworkId
 from remuda_core.names import network_name, parse_network
 
 from remuda_scheduler.addresses import derived_mac, free_addresses, freed_ports
+from remuda_scheduler.engine.debts import debts_of, with_ports
 from remuda_scheduler.engine.run import Run
+from remuda_scheduler.engine.services import Services
 from remuda_scheduler.sagas.guest import network_of
 
 _TRIES = 20
@@ -41,7 +41,10 @@ async def allocate_ports(
                 ops.put(key, record.SerializeToString(deterministic=True))
                 for key, record in zip(taken, records, strict=True)
             ] + [ops.put(mac, port.id.encode()) for mac, port in zip(macs, ports, strict=True)]
-            if await run.commit(compare=[ops.absent(key) for key in (*taken, *macs)], also=written):
+            compare = [ops.absent(key) for key in (*taken, *macs)]
+            # A network is deleted only without ports: one that gets ours cannot be.
+            compare += [ops.exists(keys.network(NetworkId(port.network))) for port in ports]
+            if await run.commit(compare=compare, also=written):
                 return
             remember(())
     raise RemudaError(Reason.UNAVAILABLE, f"addresses were taken by others {_TRIES} times in a row")
@@ -65,6 +68,7 @@ async def _choose(run: Run[Any], record: InstanceRecord, attempt: int) -> list[P
 
 async def _address(run: Run[Any], network: NetworkId, interface: NetworkInterface, mine: set[str]) -> str:
     prefix = run.services.keys.ports(network)
+    record: Network = (await network_of(run, network)).network
     if interface.address:
         taken = await run.services.etcd.get(f"{prefix}{interface.address}")
         if taken is not None or interface.address in mine:
@@ -74,7 +78,6 @@ async def _address(run: Run[Any], network: NetworkId, interface: NetworkInterfac
                 metadata={"network": network, "address": interface.address},
             )
         return interface.address
-    record: Network = (await network_of(run, network)).network
     known = set(mine)
     async for page in run.services.etcd.pages(prefix):
         known.update(kv.key.removeprefix(prefix) for kv in page.kvs)
@@ -88,32 +91,25 @@ async def _address(run: Run[Any], network: NetworkId, interface: NetworkInterfac
     return found
 
 
-async def give_ports_back(run: Run[Any], ports: Sequence[Port]) -> None:
-    """With the next journal write. Where a host still owes clean-up the guest may run with them: then they
-    go with the debt that is paid last, and are free when it is.
+async def given_back(
+    services: Services, instance: InstanceId, ports: Sequence[Port]
+) -> tuple[list[ops.Compare], list[ops.Op]]:
+    """What gives the ports back, for a txn of the operation that holds the instance.
+
+    Where hosts still owe clean-up the guest may run with them: then they hang on each of its debts, and the
+    one that is paid last frees them. The comparisons see to it that none has been paid meanwhile.
     """
-    if not ports:
-        return
-    debt = await last_debt(run)
-    if debt is None:
-        for op in freed_ports(run.services.keys, ports):
-            run.with_next_write(op)
-        return
-    key, record = debt
-    del record.ports[:]
-    record.ports.extend(ports)
-    run.with_next_write(ops.put(key, record.SerializeToString(deterministic=True)))
+    owed = await debts_of(services, instance=instance) if ports else []
+    if not owed:
+        return [], freed_ports(services.keys, ports)
+    compare = [ops.mod_is(one.key, one.mod_revision) for one in owed]
+    hung = [(one.key, with_ports(one.value, ports)) for one in owed]
+    return compare, [ops.put(key, debt.SerializeToString(deterministic=True)) for key, debt in hung]
 
 
-async def last_debt(run: Run[Any]) -> tuple[str, Debt] | None:
-    """The youngest debt that this operation left, from etcd or about to be written."""
-    for op in run.pending:
-        if op.request_put.key.startswith(run.services.keys.debts.encode()):
-            return op.request_put.key.decode(), Debt.FromString(op.request_put.value)
-    owed = {entry.host_id for entry in run.journal.entries if entry.state == OperationStep.STATE_OWED}
-    prefixes = [f"{run.services.keys.debts}{host}/{run.operation_id}/" for host in owed]
-    found = [kv for prefix in prefixes for kv in (await run.services.etcd.range_prefix(prefix)).kvs]
-    if not found:
-        return None
-    youngest = max(found, key=lambda kv: (kv.create_revision, kv.key))
-    return youngest.key, Debt.FromString(youngest.value)
+async def give_ports_back(run: Run[Any], ports: Sequence[Port]) -> None:
+    """Writes the journal too: the caller has taken them out of the saga's state."""
+    while ports:
+        compare, success = await given_back(run.services, run.instance_id, ports)
+        if await run.commit(compare=compare, also=success):
+            return

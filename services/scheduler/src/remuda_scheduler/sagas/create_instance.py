@@ -80,8 +80,9 @@ async def allocate_addresses(run: _Run) -> None:
 
 
 async def release_addresses(run: _Run) -> None:
-    await give_ports_back(run, run.state.ports)
+    ports = list(run.state.ports)
     del run.state.ports[:]
+    await give_ports_back(run, ports)
 
 
 async def fetch_base_image(run: _Run) -> None:

@@ -6,8 +6,12 @@ When another operation held the instance it was cancelled in admission, and this
 passed to it: so whatever that one half-made is undone, moved or owed before anything is removed here.
 
 Point of no return: the txn that marks the instance DELETING. After it the owner has been told that it goes,
-and files may be gone at any moment. A host that cannot be reached does not stop it: the removal becomes a
-debt of that host, and the addresses stay taken until it is paid, because the guest may still be using them.
+and files may be gone at any moment. A move that made way for this one, while nobody could know which copy
+lived, has removed one of them and marked the instance itself: then this begins past that point.
+
+A host that cannot be reached does not stop it: the removal becomes a debt of that host. What hosts owe
+already for other copies becomes removals too. The addresses stay taken until the last of these debts is paid,
+because guests may still be using them.
 """
 
 from google.protobuf.empty_pb2 import Empty
@@ -21,7 +25,8 @@ from remuda_core.ids import ImageId
 
 from remuda_scheduler.engine.run import Run
 from remuda_scheduler.engine.saga import Commit, Ending, Saga, Step, Unreachable
-from remuda_scheduler.sagas.addressing import give_ports_back
+from remuda_scheduler.sagas.addressing import given_back
+from remuda_scheduler.sagas.inheriting import inherit_debts
 
 _Run = Run[PowerState]
 
@@ -34,6 +39,8 @@ async def begin(run: _Run) -> None:
             raise
         return
     run.state.host_id, run.state.pool, run.state.epoch = status.host_id, status.pool, status.epoch
+    # By evidence: a copy is gone, and a cancel comes too late.
+    run.journal.committed = status.state == Instance.STATE_DELETING
 
 
 def _host(run: _Run) -> str:
@@ -60,6 +67,8 @@ async def remove_instance(run: _Run) -> None:
 
 
 async def succeed(run: _Run) -> Ending:
+    # A debt that was left a moment ago has to be there before addresses can hang on it.
+    await run.commit()
     keys = run.services.keys
     record_key = keys.instance(run.project, run.instance_id)
     status_key = keys.instance_status(run.instance_id)
@@ -78,9 +87,9 @@ async def succeed(run: _Run) -> Ending:
         # The name may have been given to another instance by an update.
         if holder is not None and holder.value == run.instance_id.encode():
             also.append(ops.delete(name))
-    if status_kv is not None:
-        await give_ports_back(run, InstanceStatus.FromString(status_kv.value).ports)
-    return Ending(instance_removed=True, also=tuple(also), response=Empty())
+    ports = InstanceStatus.FromString(status_kv.value).ports if status_kv is not None else ()
+    compare, freed = await given_back(run.services, run.instance_id, ports)
+    return Ending(instance_removed=True, compare=tuple(compare), also=(*also, *freed), response=Empty())
 
 
 async def fail(_run: _Run, error: RemudaError) -> Ending:
@@ -100,6 +109,7 @@ SAGA = Saga(
     begin=begin,
     steps=(
         Step(name="marked_deleting", do=mark_deleting, commits=Commit.IF_NOT_CANCELLED),
+        Step(name="debts_inherited", do=inherit_debts),
         Step(
             name="instance_removed",
             do=remove_instance,
@@ -110,4 +120,5 @@ SAGA = Saga(
     ),
     succeed=succeed,
     fail=fail,
+    takes_over_debts=True,
 )

@@ -15,7 +15,11 @@ at it. The target's copy is made with epoch N+1, which the instance gets when th
 Point of no return: inside QEMU, in `guest_moved`, when the guest resumes at the target. No txn can be put
 there, so nobody's word counts: `decide_outcome` judges what both hosts show, however often it takes. Up to
 then a cancel is passed to the job and everything is undone; `ownership_moved` is opened on the evidence, and
-from it on the saga only goes forward.
+from it on the saga only goes forward. An undo that finds the guest at the target turns forward, too. Only a
+DeleteInstance behind it ends a move whose guest nobody can find (abandoning.py).
+
+Two copies that run are never undone, and never destroyed: the one that is not on record is paused, and an
+operator decides (splitting.py).
 
 When no target was named, up to three are tried; each try has an epoch of its own.
 """
@@ -25,12 +29,12 @@ from remuda.agent.v1.agent_pb2 import (
     PrepareIncoming,
     ReleaseSource,
     RemoveInstance,
+    RunStepRequest,
     StepOutput,
 )
 from remuda.agent.v1.common_pb2 import DomainSpec
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.compute.v1.migration_pb2 import Migration, MigrationMilestone
-from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda.store.v1.instance_pb2 import InstanceRecord, InstanceStatus
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError
@@ -41,6 +45,7 @@ from remuda_core.rpc.status import to_status
 from remuda_scheduler.engine.clock import now
 from remuda_scheduler.engine.run import Run
 from remuda_scheduler.engine.saga import Commit, Ending, Saga, Step, Unreachable
+from remuda_scheduler.sagas.abandoning import abandoned
 from remuda_scheduler.sagas.guest import answer, domain_spec, observed_state
 from remuda_scheduler.sagas.migration_record import (
     add_milestone,
@@ -54,6 +59,8 @@ from remuda_scheduler.sagas.migration_record import (
 from remuda_scheduler.sagas.moving import move_guest, settle
 from remuda_scheduler.sagas.placing import drop_reservation, resolve_host
 from remuda_scheduler.sagas.run_state import note_run_state, restore_run_state
+from remuda_scheduler.sagas.sighting import paused_idle, running_idle
+from remuda_scheduler.sagas.splitting import hold_apart
 from remuda_scheduler.sagas.targeting import release_capacity, request_of, reserve_capacity, retry_from
 
 _Run = Run[LiveMigrateState]
@@ -113,13 +120,18 @@ async def _incoming(run: _Run) -> PrepareIncoming:
 
 
 async def prepare_target(run: _Run) -> None:
-    await run.order(run.state.target_host_id, run.state.target_epoch, prepare_incoming=await _incoming(run))
+    output = await run.order(
+        run.state.target_host_id, run.state.target_epoch, prepare_incoming=await _incoming(run)
+    )
+    # The source plugs the target's copy into them: its own may be called otherwise.
+    run.state.bridges.clear()
+    run.state.bridges.update(output.bridges)
 
 
 async def remove_from_target(run: _Run) -> None:
-    if run.superseded():
-        # The instance is to be deleted, and nobody may know which copy lives: this one goes, alive or not.
-        # The undo proper would rightly refuse to remove a guest that has arrived.
+    if await abandoned(run):
+        # Nobody may know which copy lives: this one goes, alive or not. The undo proper would rightly refuse
+        # to remove a guest that has arrived.
         work = RemoveInstance(pool=run.state.target_pool, keep_shared_files=run.state.shared_disks)
         await run.order(
             run.state.target_host_id, run.state.target_epoch, step="target_removed", remove_instance=work
@@ -158,26 +170,44 @@ async def move_ownership(run: _Run) -> None:
     await run.change_status(change)
 
 
-async def _abandoned(run: _Run, source: HostId) -> bool:
-    """A connection cut at the switch-over leaves the source paused for ever. Its guest runs at the target:
-    that was seen before the ownership moved. One that runs is never removed: that would be two guests.
-    """
-    seen = await run.services.agents.observe(source, run.instance_id)
-    idle = seen.job == ObservedInstance.JOB_UNSPECIFIED and not seen.reason.startswith("postcopy")
-    return idle and seen.power_state == Instance.POWER_STATE_PAUSED
-
-
 async def release_source(run: _Run) -> None:
+    """Raises HYPERVISOR_ERROR for a copy that lives, which becomes the debt that it is not gone."""
     host, epoch = HostId(run.state.source_host_id), run.state.source_epoch
     pool, shared = run.state.source_pool, run.state.shared_disks
+    work = ReleaseSource(pool=pool, shared_disks=shared)
+    if run.state.split:
+        # Owed from the first moment on, without being ordered: a host takes a paused copy for a left-over.
+        run.last_order = (host, RunStepRequest(key=run.key(epoch), release_source=work))
+        await _refuse_a_second_copy(run, host)
     try:
-        await run.order(host, epoch, release_source=ReleaseSource(pool=pool, shared_disks=shared))
+        await run.order(host, epoch, release_source=work)
     except RemudaError as error:
-        if error.reason is not Reason.HYPERVISOR_ERROR or not await _abandoned(run, host):
+        if error.reason is not Reason.HYPERVISOR_ERROR:
             raise
-        work = RemoveInstance(pool=pool, keep_shared_files=shared)
-        await run.order(host, epoch, step="source_removed", remove_instance=work)
+        # Its guest runs at the target: that was seen before the ownership moved.
+        seen = await run.services.agents.observe(host, run.instance_id)
+        if running_idle(seen):
+            # libvirt resumed it when it did not hear the target's last word.
+            await hold_apart(run, host, epoch)
+        if not paused_idle(seen):
+            raise
+        # A connection cut at the switch-over leaves the source paused for ever.
+        removal = RemoveInstance(pool=pool, keep_shared_files=shared)
+        await run.order(host, epoch, step="source_removed", remove_instance=removal)
     milestone(run, "SOURCE_CLEANED", run.state.source_host_id)
+
+
+async def _refuse_a_second_copy(run: _Run, host: HostId) -> None:
+    seen = await run.services.agents.observe(host, run.instance_id)
+    if running_idle(seen):
+        await hold_apart(run, host, run.state.source_epoch)
+    elif not paused_idle(seen):
+        return
+    raise RemudaError(
+        Reason.HYPERVISOR_ERROR,
+        "the copy at the source ran beside the target's: an operator has to decide about it",
+        metadata={"host": host_name(host)},
+    )
 
 
 async def finish_target(run: _Run) -> None:
@@ -221,10 +251,10 @@ async def succeed(run: _Run) -> Ending:
 
 
 async def fail(run: _Run, error: RemudaError) -> Ending:
-    """The guest is at the source, as it was; unless it stopped by itself."""
+    """The guest is at the source, as it was; unless it stopped by itself, or is to be deleted."""
 
     def change(status: InstanceStatus) -> None:
-        if error.reason is Reason.GUEST_STOPPED:
+        if error.reason is Reason.GUEST_STOPPED and status.state != Instance.STATE_DELETING:
             status.state = Instance.STATE_STOPPED
             status.status_message = "The guest shut itself down while it was to be moved."
 

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from remuda.store.v1.instance_pb2 import InstanceRecord
 from remuda.store.v1.operation_pb2 import Reservation
 from remuda_core.errors import Reason, RemudaError
+from remuda_core.etcd import ops
 from remuda_core.ids import Epoch, HostId
 from remuda_core.names import host_name, parse_host
 
-from remuda_scheduler.engine.run import Interrupted, Run
+from remuda_scheduler.engine.run import Run
 from remuda_scheduler.engine.saga import S
 from remuda_scheduler.ports import Decision, NothingFits, PlacementRequest
+
+_TRIES = 5
+_CACHE_WAIT_SECONDS = 10.0
 
 
 async def reserve(
@@ -22,30 +26,48 @@ async def reserve(
 ) -> None:
     """Chooses a host and journals the reservation, with what `remember` puts into the saga's state.
 
-    Raises RemudaError NO_HOST_FITS; the explanation then stands in the operation all the same.
+    Raises RemudaError NO_HOST_FITS; the explanation then stands in the operation all the same. Raises
+    Unavailable, when the caches do not catch up.
     """
+    key_of = run.services.keys.host
     async with run.services.placing():
-        try:
-            decision = await run.services.placement.choose(request)
-        except NothingFits as none:
-            run.metadata.placement.CopyFrom(none.explanation)
-            raise RemudaError(Reason.NO_HOST_FITS, str(none)) from none
-        run.metadata.placement.CopyFrom(decision.explanation)
-        del run.journal.reservations[:]
-        run.journal.reservations.append(
-            Reservation(
-                host_id=decision.host_id,
-                instance_id=run.instance_id,
-                vcpus=record.vcpus,
-                memory_mib=record.memory_mib,
-                disk_bytes=record.disk_bytes,
-                pool=decision.pool,
-                epoch=epoch,
+        for _ in range(_TRIES):
+            # Taken before the choice: whatever changed since fails the compare.
+            seen = {entry.key: entry.mod_revision for entry in run.services.store.hosts.items()}
+            decision = await _choose(run, request)
+            key = key_of(decision.host_id)
+            del run.journal.reservations[:]
+            run.journal.reservations.append(
+                Reservation(
+                    host_id=decision.host_id,
+                    instance_id=run.instance_id,
+                    vcpus=record.vcpus,
+                    memory_mib=record.memory_mib,
+                    disk_bytes=record.disk_bytes,
+                    pool=decision.pool,
+                    epoch=epoch,
+                )
             )
-        )
-        remember(decision)
-        if not await run.commit():
-            raise Interrupted("a journal write without conditions was refused")
+            remember(decision)
+            # Not only that it exists: DeleteHost wants the host cordoned and then empty, and neither would
+            # hold if a choice made before the cordon were journalled after it.
+            if await run.commit(compare=[ops.mod_is(key, seen.get(key, -1))]):
+                return
+            # Cordoned or deleted a moment ago: choose again when the cache shows it.
+            present = await run.services.etcd.range_key(key)
+            await run.services.store.hosts.wait_revision(present.revision, _CACHE_WAIT_SECONDS)
+        drop_reservation(run)
+        raise RemudaError(Reason.UNAVAILABLE, f"{_TRIES} times in a row the host changed while it was chosen")
+
+
+async def _choose(run: Run[S], request: PlacementRequest) -> Decision:
+    try:
+        decision = await run.services.placement.choose(request)
+    except NothingFits as none:
+        run.metadata.placement.CopyFrom(none.explanation)
+        raise RemudaError(Reason.NO_HOST_FITS, str(none)) from none
+    run.metadata.placement.CopyFrom(decision.explanation)
+    return decision
 
 
 def reserved(run: Run[S], host: str) -> bool:

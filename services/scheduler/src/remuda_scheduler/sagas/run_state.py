@@ -9,6 +9,7 @@ from remuda_core.ids import HostId
 from remuda_scheduler.engine.attempts import Attempts
 from remuda_scheduler.engine.position import times_begun
 from remuda_scheduler.engine.run import Run
+from remuda_scheduler.sagas.abandoning import abandoned
 
 _Run = Run[LiveMigrateState]
 
@@ -34,8 +35,8 @@ async def restore_run_state(run: _Run) -> None:
     libvirt resumes it by itself nearly always. A guest that shut itself down stays off.
     """
     ran = run.state.desired_run_state == Instance.STATE_RUNNING
-    # Superseded means deleted; and then it may be unknown where the guest is: never resume on a guess.
-    if not ran or not times_begun(run.journal, "guest_moved") or run.superseded():
+    # Abandoned means that it is unknown where the guest is: never resume on a guess.
+    if not ran or not times_begun(run.journal, "guest_moved") or await abandoned(run):
         return
     source = HostId(run.state.source_host_id)
     attempts = Attempts(run.services.timing, run.silent, stubborn=True)

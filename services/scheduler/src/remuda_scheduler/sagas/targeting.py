@@ -44,6 +44,8 @@ async def reserve_capacity(run: _Run) -> None:
         live = Migration.KIND_LIVE_SHARED if state.shared_disks else Migration.KIND_LIVE_BLOCK
         state.kind = live
         state.ClearField("ended")
+        state.ClearField("split")
+        state.bridges.clear()
         del state.timeline[:]
         put_migration(run, Migration.STATE_PREPARING)
 

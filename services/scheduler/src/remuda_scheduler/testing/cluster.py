@@ -316,6 +316,12 @@ class Cluster:
     def domain(self, host: HostId, instance: InstanceId) -> FakeDomain | None:
         return self.agents.hosts[host].domains.get(instance)
 
+    def domain_on(self, host: HostId, instance: InstanceId) -> FakeDomain:
+        """The one that has to be there."""
+        domain = self.domain(host, instance)
+        assert domain is not None, f"{host} has no domain of {instance}"
+        return domain
+
     def directory(self, host: HostId, instance: InstanceId) -> FakeDirectory | None:
         return self.agents.hosts[host].directories.get(instance)
 
