@@ -10,10 +10,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import typer
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto
+from remuda_cli.exit_codes import MEANINGS
+from remuda_cli.main import build as command_line
+from remuda_cli.verb import COMMON_OPTIONS
 from remuda_core import lifecycle
 from remuda_core.errors import REASONS
 
@@ -98,7 +103,50 @@ def states() -> str:
     return "\n".join([*head, *rows]) + "\n"
 
 
-RENDERERS: Mapping[str, Callable[[], str]] = {"api": api, "errors": errors, "states": states}
+def cli() -> str:
+    """The options that every command takes, then every command with its own, from the parsers."""
+    root: Any = typer.main.get_command(command_line())
+    common = {parameter.name: parameter for parameter in root.params if parameter.name in COMMON_OPTIONS}
+    lines = ["### Options of every command", "", *parameter_rows(list(common.values()))]
+    for noun, group in root.commands.items():
+        lines += ["", f"### remuda {noun}", "", f"{group.help or ''}".strip()]
+        for verb, command in group.commands.items():
+            arguments = [p for p in command.params if p.param_type_name == "argument"]
+            words = " ".join(p.metavar or p.name.upper() for p in arguments)
+            lines += [
+                "",
+                f"#### `remuda {noun} {verb} {words}".rstrip() + "`",
+                "",
+                first_paragraph(command.help),
+            ]
+            own = [p for p in command.params if p.name not in common and p.name != "help"]
+            lines += ["", *parameter_rows(own)] if own else []
+    codes = [
+        "| code | meaning |",
+        "|---|---|",
+        *(f"| {int(code)} | {text} |" for code, text in MEANINGS.items()),
+    ]
+    return "\n".join([*lines, "", "### Exit codes", "", *codes]) + "\n"
+
+
+def first_paragraph(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def parameter_rows(parameters: Sequence[Any]) -> list[str]:
+    """A Markdown table of options and arguments."""
+    rows = ["| option | what |", "|---|---|"]
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            name = f"`{parameter.metavar or parameter.name.upper()}`"
+        else:
+            name = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
+        needed = " Required." if parameter.required and parameter.param_type_name == "option" else ""
+        rows.append(f"| {name} | {(parameter.help or '').replace('|', chr(92) + '|')}{needed} |")
+    return rows
+
+
+RENDERERS: Mapping[str, Callable[[], str]] = {"api": api, "cli": cli, "errors": errors, "states": states}
 
 
 def rendered(text: str) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import typer
+
 from remuda_cli.failure import Failure
 
 if TYPE_CHECKING:
@@ -12,11 +14,11 @@ COMPLETION_SECONDS = 1.5
 """Somebody waits at a prompt with the tab key pressed."""
 
 
-def _proposals(incomplete: str, names: "Callable[[Gateway], Iterable[str]]") -> list[str]:
-    from remuda_cli.verb import session_of
+def _proposals(ctx: typer.Context, incomplete: str, names: "Callable[[Gateway], Iterable[str]]") -> list[str]:
+    from remuda_cli.verb import common_options, session_of
 
     try:
-        session = session_of()
+        session = session_of(**common_options(ctx))
         session.call_seconds = COMPLETION_SECONDS
     except Failure:
         return []
@@ -28,28 +30,28 @@ def _proposals(incomplete: str, names: "Callable[[Gateway], Iterable[str]]") -> 
         session.close()
 
 
-def instances(incomplete: str) -> list[str]:
-    return _proposals(incomplete, lambda gateway: (m.display_name for m in gateway.list_instances()))
+def instances(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _proposals(ctx, incomplete, lambda gateway: (m.display_name for m in gateway.list_instances()))
 
 
-def hosts(incomplete: str) -> list[str]:
-    return _proposals(incomplete, lambda gateway: (m.display_name for m in gateway.list_hosts()))
+def hosts(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _proposals(ctx, incomplete, lambda gateway: (m.display_name for m in gateway.list_hosts()))
 
 
-def images(incomplete: str) -> list[str]:
-    return _proposals(incomplete, lambda gateway: (m.display_name for m in gateway.list_images()))
+def images(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _proposals(ctx, incomplete, lambda gateway: (m.display_name for m in gateway.list_images()))
 
 
-def flavors(incomplete: str) -> list[str]:
-    return _proposals(incomplete, lambda gateway: (_last(m.name) for m in gateway.list_flavors()))
+def flavors(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _proposals(ctx, incomplete, lambda gateway: (_last(m.name) for m in gateway.list_flavors()))
 
 
-def networks(incomplete: str) -> list[str]:
-    return _proposals(incomplete, lambda gateway: (_last(m.name) for m in gateway.list_networks()))
+def networks(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _proposals(ctx, incomplete, lambda gateway: (_last(m.name) for m in gateway.list_networks()))
 
 
-def operations(incomplete: str) -> list[str]:
-    return _proposals(incomplete, lambda gateway: (_last(m.name) for m in gateway.list_operations()))
+def operations(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _proposals(ctx, incomplete, lambda gateway: (_last(m.name) for m in gateway.list_operations()))
 
 
 def _last(name: str) -> str:

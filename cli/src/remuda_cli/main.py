@@ -19,15 +19,16 @@ from remuda_cli.commands import (
 )
 from remuda_cli.exit_codes import MEANINGS, ExitCode
 from remuda_cli.failure import Failure, ReaderGone
+from remuda_cli.verb import global_options
 
 _CODES = "; ".join(f"{int(code)} {text}" for code, text in MEANINGS.items())
 _HELP = f"""Virtual machines: launch, look, migrate.
 
-Every noun takes a name, a UUID or a unique prefix. Data goes to stdout, progress to stderr.
+Every noun takes a name, a UUID or a unique prefix. Data goes to stdout, progress to stderr. The options below
+may stand before the noun or after the verb; `remuda NOUN VERB --help` lists the rest.
 
-Environment: REMUDA_ENDPOINT (host:port is TLS, http://host:port is plaintext), REMUDA_TOKEN, REMUDA_CACERT,
-REMUDA_CERT, REMUDA_KEY, REMUDA_SERVER_NAME, REMUDA_PROJECT, REMUDA_CONTEXT, REMUDA_CONFIG (context file;
-else ~/.config/remuda/contexts.toml), NO_COLOR.
+Environment: REMUDA_ENDPOINT, REMUDA_TOKEN, REMUDA_CACERT, REMUDA_CERT, REMUDA_KEY, REMUDA_SERVER_NAME,
+REMUDA_PROJECT, REMUDA_CONTEXT, REMUDA_CONFIG, NO_COLOR.
 
 Exit codes: {_CODES}.
 """
@@ -43,6 +44,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
+    app.callback()(global_options)
     instance_views.register(instance.app)
     instance_migration.register(instance.app)
     app.add_typer(instance.app, name="instance", help="Virtual machines.")

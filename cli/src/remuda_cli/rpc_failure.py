@@ -60,6 +60,7 @@ _HINTS: Mapping[str, _Hint] = {
     Reason.ETAG_MISMATCH: _fixed("the same command again: the resource has changed in the meantime"),
     Reason.FLAVOR_NOT_FOUND: _fixed("remuda flavor list"),
     Reason.HOST_IN_USE: _fixed("remuda instance list -o wide"),
+    Reason.HOST_NOT_CORDONED: _fixed("remuda host cordon HOST"),
     Reason.HOST_NOT_FOUND: _fixed("remuda host list"),
     Reason.HOST_UNREACHABLE: _fixed("remuda host list"),
     Reason.IMAGE_IN_USE: _fixed("remuda instance list -o wide"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from remuda_cli.exit_codes import ExitCode
 from remuda_cli.failure import Failure, usage
 from remuda_cli.output.formats import Format
 from remuda_cli.settings import Connection
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from remuda_cli.gateway import Gateway
+
+NAMES_AGAIN_SECONDS = 2.0
+"""After hosts' names could not be read. A display asks for them several times a second."""
 
 
 @dataclass(kw_only=True)
@@ -32,6 +37,8 @@ class Session:
     yes: bool = False
     call_seconds: float = 30.0
     """Limit of every single call that is no stream."""
+    _host_names: dict[str, str] | None = field(default=None, init=False, repr=False)
+    _ask_for_names_at: float = field(default=0.0, init=False, repr=False)
 
     @cached_property
     def channel(self) -> grpc.Channel:
@@ -45,17 +52,21 @@ class Session:
 
         return Gateway(self.channel, project=self.connection.project, call_seconds=self.call_seconds)
 
-    @cached_property
-    def _host_names(self) -> dict[str, str]:
-        # Only administrators may list hosts; everybody else sees the beginning of the UUID.
-        try:
-            return {host.name: host.display_name for host in self.gateway.list_hosts()}
-        except Failure:
-            return {}
-
     def label(self, host: str) -> str:
-        """What people call hosts/{uuid}."""
-        return self._host_names.get(host) or host.rpartition("/")[2][:8]
+        """What people call hosts/{uuid}; the beginning of the UUID where that cannot be known (yet)."""
+        return self._names_of_hosts().get(host) or host.rpartition("/")[2][:8]
+
+    def _names_of_hosts(self) -> dict[str, str]:
+        if self._host_names is None and time.monotonic() >= self._ask_for_names_at:
+            try:
+                self._host_names = {host.name: host.display_name for host in self.gateway.list_hosts()}
+            except Failure as failure:
+                # Only administrators may list hosts. Whatever else is in the way may pass, for example an
+                # api that restarts while somebody watches a guest move.
+                if failure.exit_code is ExitCode.AUTHENTICATION:
+                    self._host_names = {}
+                self._ask_for_names_at = time.monotonic() + NAMES_AGAIN_SECONDS
+        return self._host_names or {}
 
     def close(self) -> None:
         if "channel" in self.__dict__:

@@ -38,18 +38,20 @@ class Connection:
         return self.endpoint.startswith("http://")
 
 
-def load_contexts(environ: Mapping[str, str]) -> Mapping[str, Any]:
+def load_contexts(environ: Mapping[str, str], *, named: str = "") -> Mapping[str, Any]:
     """The context file: `current = "lab"`, then `[contexts.lab] endpoint = ...`. A missing file is empty.
 
-    Raises Failure (usage) when the file named by REMUDA_CONFIG is missing or the text is not TOML.
+    ``named``: by --config. Raises Failure (usage) when the file named so, or by REMUDA_CONFIG, is missing,
+    and when the text is not TOML.
     """
-    named = environ.get("REMUDA_CONFIG")
+    whence = "--config" if named else "REMUDA_CONFIG"
+    named = named or environ.get("REMUDA_CONFIG", "")
     path = Path(named) if named else _default_path(environ)
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         if named:
-            raise usage(f"REMUDA_CONFIG names {path}, which does not exist") from None
+            raise usage(f"{whence} names {path}, which does not exist") from None
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise usage(f"{path}: {error}") from None

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     GRANT_REFUSED = "GRANT_REFUSED"
     GUEST_STOPPED = "GUEST_STOPPED"
     HOST_IN_USE = "HOST_IN_USE"
+    HOST_NOT_CORDONED = "HOST_NOT_CORDONED"
     HOST_NOT_FOUND = "HOST_NOT_FOUND"
     HOST_UNREACHABLE = "HOST_UNREACHABLE"
     HYPERVISOR_ERROR = "HYPERVISOR_ERROR"
@@ -60,6 +61,8 @@ class Reason(StrEnum):
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
     PERMISSION_DENIED = "PERMISSION_DENIED"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+    REVISION_AHEAD = "REVISION_AHEAD"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     SOURCE_HOST_MISMATCH = "SOURCE_HOST_MISMATCH"
     STALE_EPOCH = "STALE_EPOCH"
@@ -113,6 +116,7 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
         ),
         Reason.GUEST_STOPPED: Meaning(_REFUSED, "The guest stopped running while it was worked on."),
         Reason.HOST_IN_USE: Meaning(_REFUSED, "Instances or debts are still on the host."),
+        Reason.HOST_NOT_CORDONED: Meaning(_REFUSED, "The host still takes new instances; cordon it first."),
         Reason.HOST_NOT_FOUND: Meaning(_MISSING, "There is no such host."),
         Reason.HOST_UNREACHABLE: Meaning(_AWAY, "The host's agent does not answer."),
         Reason.HYPERVISOR_ERROR: Meaning(StatusCode.INTERNAL, "libvirt or QEMU failed; its words follow."),
@@ -160,6 +164,13 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
             StatusCode.PERMISSION_DENIED, "The caller is known and may not do this."
         ),
         Reason.REQUEST_ID_REUSED: Meaning(_INVALID, "The request_id was used with another body."),
+        Reason.REQUEST_TOO_LARGE: Meaning(
+            _FULL, "The message, or what would have to be kept of it, is too large; repeating is useless."
+        ),
+        Reason.REVISION_AHEAD: Meaning(
+            StatusCode.OUT_OF_RANGE,
+            "The store has never been at the revision that remuda-min-revision names.",
+        ),
         Reason.SHUTTING_DOWN: Meaning(_AWAY, "The service is stopping; try another replica."),
         Reason.SOURCE_HOST_MISMATCH: Meaning(_REFUSED, "The instance is not on the host that was asserted."),
         Reason.STALE_EPOCH: Meaning(_REFUSED, "The instance's ownership epoch is older than one seen here."),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from remuda_lab.cluster import Cluster, addresses, settings
+from remuda_lab.cluster.cli import Cli
 from remuda_lab.demo_proof import Before, check_moved
 from remuda_lab.errors import LabError
 from remuda_lab.fabric_http import query
@@ -52,8 +54,11 @@ class Narrator:
     def say(self, text: str) -> None:
         print(f"   {text}", flush=True)
 
-    def command(self, *words: str) -> None:
-        print(f"   $ remuda {' '.join(words)}", flush=True)
+    def run(self, remuda: Cli, *words: str, shown: Sequence[str] = ()) -> None:
+        """A command and what it prints, as it comes. ``shown``: other words for a reader. Raises LabError."""
+        line = f"$ remuda {' '.join(shown or words)}"
+        print(f"\033[1m{line}\033[0m" if self.colour else line, flush=True)
+        remuda.shown(*words)
 
     def elapsed(self) -> float:
         return time.monotonic() - self.started
@@ -76,58 +81,67 @@ def run_demo() -> None:
             cluster.up(tether=read_end, tell=tell.say)
             seen = lab.footprint()
             with cluster.client.channel() as channel:
-                _perform(Mesh(cluster=cluster, image=image, channel=channel), tell)
+                moves = _perform(Mesh(cluster=cluster, image=image, channel=channel), tell)
             tell.section("taking everything down")
             lab.down()
     except grpc.RpcError as error:
-        raise LabError(f"the api refused: {error}") from error
+        raise LabError(f"the api answered {error.code().name}: {error.details()}") from error
     finally:
         if lab.is_up():
-            print(f"the demo stopped half-way; logs stay in {lab.paths.logs}", file=sys.stderr)
             lab.down(keep_files=True)
+            print(
+                f"the demo stopped half-way, for the reason below; nothing of it runs any more. Logs stay in"
+                f" {lab.paths.logs}; `make demo` starts afresh",
+                file=sys.stderr,
+            )
     assert_nothing_left(lab.paths, seen, interfaces_before=before)
     if lab.paths.root.exists():
         raise LabError(f"left behind: {lab.paths.root}")
     tell.say("nothing is left: no process, no namespace, no mount, no bridge, no file of the lab")
-    tell.section(f"done in {tell.elapsed():.0f} s")
+    tell.section("done")
+    for line in moves:
+        tell.say(line)
 
 
-def _perform(mesh: Mesh, tell: Narrator) -> None:
+def _perform(mesh: Mesh, tell: Narrator) -> list[str]:
+    """Returns a line about each move."""
     _show_mesh(mesh, tell)
     remuda = mesh.cli()
     counted = _first_measurement(mesh)
     tell.section("an image, uploaded in chunks")
-    tell.command("image", "upload", "guest.qcow2", "--name", IMAGE)
-    remuda.shown("image", "upload", str(mesh.image.qcow2), "--name", IMAGE, "--guest-agent")
+    upload = ("--name", IMAGE, "--guest-agent")
+    tell.run(
+        remuda,
+        *("image", "upload", str(mesh.image.qcow2), *upload),
+        shown=("image", "upload", mesh.image.qcow2.name, *upload),
+    )
 
     tell.section("two guests: one on host1's own disk, one on storage that host1 and host2 share")
     web = _launch(mesh, tell, "web", "--host", "host1", "--pool", "local")
     db = _launch(mesh, tell, "db", "--host", "host1", "--pool", "shared")
     for guest in (web, db):
         _greet(guest, tell)
-    tell.command("instance", "list")
-    remuda.shown("instance", "list")
+    tell.run(remuda, "instance", "list")
 
     tell.section("block live migration: web's memory and disk move from host1 to host3")
-    _move(mesh, tell, web, "web", to="host3", bandwidth=BANDWIDTH_MIB_S)
+    moves = [_move(mesh, tell, web, "web", to="host3", bandwidth=BANDWIDTH_MIB_S)]
     tell.section("shared-storage live migration: db's memory moves from host1 to host2, its disk stays")
-    _move(mesh, tell, db, "db", to="host2", pool="shared")
+    moves.append(_move(mesh, tell, db, "db", to="host2", pool="shared"))
 
     tell.section("what is on record: the instance's events, the operation's steps, the migrations")
-    tell.command("instance", "events", "web")
-    remuda.shown("instance", "events", "web")
-    _show_steps(mesh, tell, web)
-    tell.command("migration", "list")
-    remuda.shown("migration", "list")
+    tell.run(remuda, "instance", "events", "web")
+    operation = remuda.json("migration", "list", web.uid)[0]["operation"]
+    tell.run(remuda, "operation", "show", operation.removeprefix("operations/"))
+    tell.run(remuda, "migration", "list")
     _show_metrics(mesh, tell, counted)
 
     tell.section("both guests are deleted")
     for guest, name in ((web, "web"), (db, "db")):
-        tell.command("instance", "delete", name, "--yes")
-        remuda.shown("instance", "delete", name, "--yes")
+        tell.run(remuda, "instance", "delete", name, "--yes")
         for host in mesh.lab.running_hosts():
             if left := mesh.traces(host, guest.uid):
                 raise LabError(f"{name} is deleted, but {host} still has {left}")
+    return moves
 
 
 def _show_mesh(mesh: Mesh, tell: Narrator) -> None:
@@ -139,19 +153,17 @@ def _show_mesh(mesh: Mesh, tell: Narrator) -> None:
         pids = ", ".join(f"{name} pid {unit.pid}" for name, unit in sorted(units.items()))
         tell.say(f"{plan.name:12} {plan.address}, namespaces of its own, {pids}")
     tell.say(f"{mesh.leader()} leads")
-    tell.command("host", "list", "-o", "wide")
-    mesh.cli().shown("host", "list", "-o", "wide")
+    tell.run(mesh.cli(), "host", "list", "-o", "wide")
 
 
 def _launch(mesh: Mesh, tell: Narrator, name: str, *where: str) -> Guest:
     words = ("instance", "create", name, "--flavor", "tiny", "--image", IMAGE, "--network", "guests", *where)
-    tell.command(*words)
-    mesh.cli().shown(*words)
+    tell.run(mesh.cli(), *words)
     return mesh.guest(f"projects/demo/instances/{name}")
 
 
 def _greet(guest: Guest, tell: Narrator) -> None:
-    state = guest.view.wait_up(timeout=90)
+    state = guest.view.wait_up()
     if str(guest.address) not in state.addresses or state.uuid != guest.uid:
         raise LabError(f"the guest at {guest.address} says it is {state}")
     tell.say(
@@ -162,34 +174,31 @@ def _greet(guest: Guest, tell: Narrator) -> None:
 
 def _move(
     mesh: Mesh, tell: Narrator, guest: Guest, name: str, *, to: str, bandwidth: int = 0, pool: str = "local"
-) -> None:
+) -> str:
+    """Returns a line about the move."""
     source = guest.host()
     words = ["instance", "live-migrate", name, "--to", to]
     words += ["--bandwidth", str(bandwidth)] if bandwidth else []
     before = Before.of(guest)
     with Pinger(mesh.lab.fabric().init, guest.address, interval=0.02) as pinger:
-        pinger.wait_answer(timeout=10)
-        tell.command(*words)
-        mesh.cli().shown(*words)
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
+        tell.run(mesh.cli(), *words)
+        pinger.wait_answer(timeout=30)
         report = pinger.report()
     for line in check_moved(mesh, guest, before, source=source, target=to, pool=pool):
         tell.say(line)
     tell.say(f"from outside: {report}")
+    record = mesh.migrations_of(guest)[0]
+    if not record.HasField("downtime_ms"):
+        raise LabError(f"{name} moved, but its downtime was not measured: {record}")
+    return (
+        f"{name}: {source} -> {to}, downtime {record.downtime_ms} ms, as the hosts measured it;"
+        f" longest gap between two pings {report.longest_gap_seconds * 1000:.0f} ms"
+    )
 
 
-def _show_steps(mesh: Mesh, tell: Narrator, guest: Guest) -> None:
-    """The timeline of the guest's newest migration: what was done where, and how long it took."""
-    operation = mesh.cli().json("migration", "list", guest.uid)[0]["operation"]
-    tell.command("operation", "show", operation.removeprefix("operations/"))
-    metadata = mesh.metadata(operation)
-    begun = metadata.create_time.ToMilliseconds()
-    tell.say(f"{'STEP':20} {'HOST':6} {'BEGUN':>9} {'TOOK':>9}")
-    for step in metadata.steps:
-        start, end = step.start_time.ToMilliseconds(), step.end_time.ToMilliseconds()
-        where = mesh.host_name(step.host) if step.host else "-"
-        tell.say(f"{step.name:20} {where:6} {start - begun:6} ms {end - start:6} ms")
-    tell.say(f"asked for by {metadata.requester}, request {metadata.request_id}")
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
 
 
 def _measure(mesh: Mesh) -> dict[str, float]:
@@ -207,7 +216,7 @@ def _first_measurement(mesh: Mesh) -> dict[str, float]:
     wait_for(
         f"Prometheus scrapes {expected} targets",
         lambda: query(mesh.lab.fabric().init, addresses.PROMETHEUS, "sum(up)")[0][1] == expected,
-        timeout=30,
+        timeout=60,
         interval=0.2,
         status=lambda: query(mesh.lab.fabric().init, addresses.PROMETHEUS, "up == 0"),
     )
@@ -220,13 +229,14 @@ def _show_metrics(mesh: Mesh, tell: Narrator, before: dict[str, float]) -> None:
     now = wait_for(
         "Prometheus has seen both migrations",
         lambda: after if (after := _measure(mesh))[wanted] == 2 else None,
-        timeout=15,
+        timeout=30,
         interval=0.2,
         status=lambda: _measure(mesh),
     )
-    tell.say(f"{'':36} {'before':>12} {'now':>12}")
+    tell.say(f"{'':36} {'before':>14} {'now':>14}")
     for title, _ in _METRICS:
-        tell.say(f"{title:36} {before[title]:12.6g} {now[title]:12.6g}")
+        same = "  (the same)" if before[title] == now[title] else ""
+        tell.say(f"{title:36} {_figure(before[title]):>14} {_figure(now[title]):>14}{same}")
     frozen = [title for title, _ in _METRICS[:4] if before[title] == now[title]]
     if frozen:
         raise LabError(f"these metrics did not change: {', '.join(frozen)}")

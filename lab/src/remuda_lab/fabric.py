@@ -22,6 +22,7 @@ from remuda_lab.layout import (
     HostPlan,
     LabPaths,
     hosts_file,
+    mac_of,
 )
 from remuda_lab.namespaces import FABRIC_KINDS, enter_command, spawn_holder
 from remuda_lab.processes import ProcessRef
@@ -95,7 +96,10 @@ def setup_commands(names: Path) -> list[list[str]]:
         commands += [
             # forward_delay 0: a cable that is plugged in carries frames at once, so a migrated guest is
             # heard at once.
-            ["ip", "link", "add", bridge, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"],
+            [
+                *("ip", "link", "add", bridge, "address", mac_of(address)),
+                *("type", "bridge", "forward_delay", "0", "mcast_snooping", "0"),
+            ],
             ["ip", "address", "add", f"{address}/24", "dev", bridge],
             ["ip", "link", "set", bridge, "up"],
         ]

@@ -64,18 +64,18 @@ class GuestView:
         """Raises LabError when the guest does not answer within ``timeout`` seconds."""
         return GuestDisk(**self._get("/cgi-bin/verify", timeout))
 
-    def wait_up(self, *, timeout: float = 60.0) -> GuestState:
+    def wait_up(self, *, timeout: float = 120.0) -> GuestState:
         """Wait until the guest answers. Raises WaitTimeout."""
         return wait_for(
-            f"guest {self.address} answers", lambda: self.state(timeout=2), timeout=timeout, interval=0.2
+            f"guest {self.address} answers", lambda: self.state(timeout=5), timeout=timeout, interval=0.2
         )
 
-    def wait_tick(self, beyond: int, *, timeout: float = 15.0) -> GuestState:
+    def wait_tick(self, beyond: int, *, timeout: float = 45.0) -> GuestState:
         """Wait until the memory counter is greater than ``beyond``. Raises WaitTimeout."""
         seen: list[GuestState] = []
 
         def ticked() -> GuestState | None:
-            seen[:] = [self.state(timeout=2)]
+            seen[:] = [self.state(timeout=5)]
             return seen[0] if seen[0].memory_tick > beyond else None
 
         return wait_for(

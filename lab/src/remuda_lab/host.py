@@ -16,7 +16,7 @@ from remuda_lab.commands import run
 from remuda_lab.errors import CommandFailed, WaitTimeout
 from remuda_lab.fabric import Fabric, ip_batch, supervisor_command
 from remuda_lab.host_files import setup_commands
-from remuda_lab.layout import HostPlan, LabPaths
+from remuda_lab.layout import HostPlan, LabPaths, mac_of
 from remuda_lab.namespaces import HOST_KINDS, enter_command, unshare_command, wait_for_child
 from remuda_lab.processes import ProcessRef, command_line, processes_in_namespace
 from remuda_lab.python import console_script
@@ -139,9 +139,9 @@ def power_off(fabric: Fabric, host: Host) -> None:
 
 
 def _plug(fabric: Fabric, host: Host) -> None:
-    plan, pid = host.plan, host.init.pid
+    plan, pid, mac = host.plan, host.init.pid, mac_of(host.plan.address)
     fabric.ip(
-        f"link add {plan.management_link} type veth peer name mgmt netns {pid}",
+        f"link add {plan.management_link} type veth peer name mgmt address {mac} netns {pid}",
         f"link add {plan.guest_link} type veth peer name uplink netns {pid}",
         f"link set {plan.management_link} master mgmt up",
         f"link set {plan.guest_link} master guests up",

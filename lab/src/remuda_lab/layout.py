@@ -61,6 +61,15 @@ class HostPlan:
         return f"g-{self.name}"
 
 
+def mac_of(address: IPv4Address) -> str:
+    """A locally administered MAC address of its own for every address of the lab, the same after every boot.
+
+    A bridge without one takes the lowest of its ports: when the host that owns that port loses power, the
+    bridge's changes, and all neighbours talk to the old one for half a minute.
+    """
+    return "02:00:" + address.packed.hex(":")
+
+
 def plan_hosts(lab: str, count: int) -> tuple[HostPlan, ...]:
     """``count`` hosts (1 to 99); the first two share a pool. A host's UUID stays the same over restarts of
     the lab.

@@ -18,6 +18,8 @@ from remuda_lab.layout import lab_paths
 from remuda_lab.state import load_state
 from remuda_lab.units import UnitStatus
 
+DEFAULT_LAB = "default"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run one verb, return the exit code: 0 done, 1 the lab could not, 2 usage."""
@@ -40,7 +42,7 @@ def _up(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     if arguments.bare:
         lab.up(hosts=arguments.hosts, tcp=arguments.tcp)
-        lines = ["remuda-lab exec host1 -- virsh list --all", "remuda-lab status", "remuda-lab down"]
+        lines = [_command(lab, "exec host1 -- virsh list --all")]
     else:
         cluster = Cluster(lab)
         cluster.up(
@@ -49,10 +51,18 @@ def _up(arguments: argparse.Namespace) -> None:
             port=arguments.port,
             tell=lambda line: print(line, flush=True),
         )
-        lines = [*cluster.client.how_to(), "remuda-lab status; remuda-lab down"]
+        lines = cluster.client.how_to()
     names = ", ".join(lab.running_hosts())
     print(f"lab {lab.paths.name} is up after {time.monotonic() - started:.1f} s: {names}")
+    if port := load_state(lab.paths).forwards.get("prometheus"):
+        print(f"Prometheus is at http://127.0.0.1:{port}; talk to the api with:")
+    lines += [_command(lab, "status"), _command(lab, "down")]
     print("\n".join(f"  {line}" for line in lines))
+
+
+def _command(lab: Lab, words: str) -> str:
+    name = "" if lab.paths.name == DEFAULT_LAB else f"--name {lab.paths.name} "
+    return f"remuda-lab {name}{words}"
 
 
 def _down(arguments: argparse.Namespace) -> None:
@@ -160,7 +170,7 @@ def _probe_kvm(_: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="remuda-lab", description="A whole cluster on one machine.")
-    parser.add_argument("--name", default="default", help="which lab; several may run at once")
+    parser.add_argument("--name", default=DEFAULT_LAB, help="which lab; several may run at once")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     up = verbs.add_parser("up", help="start the lab")

@@ -82,7 +82,7 @@ class Mesh:
         arguments += ["--user-data", "-"] if user_data else []
         text = self.cli().run(*arguments, "-o", "json", stdin=user_data or None)
         guest = self.guest(json.loads(text)["name"])
-        guest.view.wait_up(timeout=90)
+        guest.view.wait_up()
         return guest
 
     def guest(self, name: str) -> Guest:
@@ -142,6 +142,11 @@ class Mesh:
             migration_pb2.GetMigrationRequest(name=name), timeout=CALL_SECONDS
         )
 
+    def migrations_of(self, guest: Guest) -> list[migration_pb2.Migration]:
+        """Newest first."""
+        request = migration_pb2.ListMigrationsRequest(parent=guest.name)
+        return list(self.migrations.ListMigrations(request, timeout=CALL_SECONDS).migrations)
+
     def wait_moving(self, operation: str, *, timeout: float = 60.0) -> operation_pb2.OperationMetadata:
         """Wait until the operation's live progress shows bytes on their way. Raises WaitTimeout."""
         seen: list[operation_pb2.OperationMetadata] = []
@@ -194,7 +199,7 @@ class Mesh:
                     return name
             return None
 
-        return wait_for("a scheduler leads", leads, timeout=30)
+        return wait_for("a scheduler leads", leads, timeout=60)
 
     def domains(self, host: str) -> dict[str, str]:
         """Every domain of a host's libvirt and its state as virsh says it."""

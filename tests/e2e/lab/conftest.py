@@ -121,7 +121,7 @@ def raw_guest(bare_lab: Lab, guest_image: GuestImage) -> Iterator[Callable[[str,
         guest.make_disks(host)
         guest.write_config(host)
         guest.start(bare_lab.host(host))
-        guest.view.wait_up(timeout=90)
+        guest.view.wait_up()
         return guest
 
     yield launch

@@ -26,7 +26,7 @@ def lab(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
@@ -73,6 +73,7 @@ def test_what_cannot_be_done_is_a_sentence_and_status_one(
 
 
 def test_an_unknown_unit_is_named(workplace: Path) -> None:
-    lab(workplace, "up", "--bare", "--hosts", "1")
+    up = lab(workplace, "up", "--bare", "--hosts", "1")
+    assert up.returncode == 0, up.stderr
     done = lab(workplace, "kill", "host1", "agent")
     assert (done.returncode, "agent is not running" in done.stderr) == (1, True)

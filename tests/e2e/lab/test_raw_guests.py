@@ -40,7 +40,7 @@ def test_block_live_migration_over_tls_keeps_memory_and_disk_going(
     before = guest.view.wait_tick(2)
     guest.make_disks("host2")
     with Pinger(bare_lab.fabric().init, guest.address) as pinger:
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
         bare_lab.host("host1").virsh(
             *MIGRATE,
             "--copy-storage-inc",
@@ -49,7 +49,7 @@ def test_block_live_migration_over_tls_keeps_memory_and_disk_going(
             guest.name,
             "qemu+tls://host2/system",
         )
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
         report = pinger.report()
     record_property("ping", str(report))
     after = guest.view.wait_tick(before.memory_tick + 2)
@@ -71,10 +71,10 @@ def test_live_migration_on_the_shared_pool_keeps_memory_and_disk_going(
     guest = raw_guest("host1", SHARED_POOL)
     before = guest.view.wait_tick(2)
     with Pinger(bare_lab.fabric().init, guest.address) as pinger:
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
         # --unsafe: libvirt cannot know that this directory is the same one on both hosts.
         bare_lab.host("host1").virsh(*MIGRATE, "--unsafe", guest.name, "qemu+tls://host2/system")
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
         report = pinger.report()
     record_property("ping", str(report))
     after = guest.view.wait_tick(before.memory_tick + 2)
@@ -112,14 +112,14 @@ def test_a_guest_outlives_its_libvirtd_and_not_its_qemu(bare_lab: Lab, raw_guest
     first = host.units.status()["libvirtd"]
     bare_lab.send_signal("host1", "libvirtd", signal.SIGKILL)
     wait_for(
-        "libvirtd is started again", lambda: host.units.status()["libvirtd"].starts > first.starts, timeout=10
+        "libvirtd is started again", lambda: host.units.status()["libvirtd"].starts > first.starts, timeout=30
     )
-    wait_for("libvirtd finds the guest", lambda: host.virsh("domstate", guest.name) == "running", timeout=10)
+    wait_for("libvirtd finds the guest", lambda: host.virsh("domstate", guest.name) == "running", timeout=30)
     guest.view.wait_tick(guest.view.state().memory_tick)
 
     assert len(host.qemu_pids(guest.name)) == 1
     bare_lab.send_signal("host1", f"qemu:{guest.name}", signal.SIGKILL)
-    wait_for("the guest is gone", lambda: host.virsh("domstate", guest.name) == "shut off", timeout=10)
+    wait_for("the guest is gone", lambda: host.virsh("domstate", guest.name) == "shut off", timeout=30)
     assert host.qemu_pids(guest.name) == []
 
 
@@ -128,7 +128,7 @@ def test_the_power_button_shuts_the_guest_down(bare_lab: Lab, raw_guest: Launch)
     host = bare_lab.host("host2")
     guest.view.wait_tick(1)
     host.virsh("shutdown", guest.name, "--mode", "acpi")
-    wait_for("the guest is off", lambda: host.virsh("domstate", guest.name) == "shut off", timeout=20)
+    wait_for("the guest is off", lambda: host.virsh("domstate", guest.name) == "shut off", timeout=60)
     console = (bare_lab.paths.host("host2").var / f"log/libvirt/qemu/{guest.name}-console.log").read_text()
     assert "remuda-guest: power off" in console
 
@@ -139,6 +139,6 @@ def test_the_guest_agent_answers(bare_lab: Lab, raw_guest: Launch) -> None:
     answer = wait_for(
         "the guest agent answers",
         lambda: host.virsh("qemu-agent-command", guest.name, '{"execute":"guest-get-host-name"}'),
-        timeout=20,
+        timeout=60,
     )
     assert guest.name in answer

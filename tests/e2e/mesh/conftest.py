@@ -34,7 +34,7 @@ def nothing_left(mesh: Mesh) -> Iterator[None]:
     remuda = mesh.cli()
     for instance in remuda.json("instance", "list"):
         remuda.run("instance", "delete", instance["uid"], "--yes")
-    wait_for("nothing is left", lambda: not leftovers(mesh), timeout=15, status=lambda: leftovers(mesh))
+    wait_for("nothing is left", lambda: not leftovers(mesh), timeout=60, status=lambda: leftovers(mesh))
 
 
 def leftovers(mesh: Mesh) -> list[str]:

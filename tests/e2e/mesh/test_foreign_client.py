@@ -49,15 +49,21 @@ def test_a_client_built_from_reflection_alone_launches_and_deletes_a_guest(mesh:
     ended = wait_for(
         "the launch ends",
         lambda: found if (found := _operation(mesh, operation["name"])).get("done") else None,
-        timeout=60,
+        timeout=120,
         interval=0.2,
+        status=lambda: _operation(mesh, operation["name"]),
     )
     assert ended["response"]["state"] == "STATE_RUNNING"
     name = ended["response"]["name"]
     mesh.guest(name).view.wait_up()
     assert call(mesh, f"{INSTANCES}/GetInstance", {"name": name})["displayName"] == "foreign"
     deletion = call(mesh, f"{INSTANCES}/DeleteInstance", {"name": name})
-    wait_for("it is deleted", lambda: _operation(mesh, deletion["name"]).get("done"), timeout=60)
+    wait_for(
+        "it is deleted",
+        lambda: _operation(mesh, deletion["name"]).get("done"),
+        timeout=120,
+        status=lambda: _operation(mesh, deletion["name"]),
+    )
     assert call(mesh, f"{INSTANCES}/ListInstances", {"parent": PARENT}).get("instances", []) == []
 
 

@@ -34,12 +34,13 @@ def test_an_idle_leader_that_is_killed_is_followed_within_about_its_ttl(mesh: Me
     try:
         successor = mesh.leader()
         took = time.monotonic() - killed
-        mesh.wait_hosts_up(timeout=20)
+        mesh.wait_hosts_up()
     finally:
         mesh.cluster.start(leader)
     assert successor != leader
-    # etcd looks for expired leases twice a second, and the standby has to read its journal.
-    assert took < ELECTION_TTL_SECONDS + 4, f"{took:.1f} s"
+    # etcd looks for expired leases twice a second, and the standby has to read its journal, on cores that it
+    # shares with three libvirtds.
+    assert took < 2 * ELECTION_TTL_SECONDS, f"{took:.1f} s"
 
 
 def test_a_host_that_loses_power_is_unreachable_and_comes_back_by_itself(mesh: Mesh) -> None:
@@ -50,7 +51,7 @@ def test_a_host_that_loses_power_is_unreachable_and_comes_back_by_itself(mesh: M
         wait_for(
             "host3 is unreachable",
             lambda: mesh.host("host3").state == Host.STATE_UNREACHABLE,
-            timeout=30,
+            timeout=60,
             status=lambda: Host.State.Name(mesh.host("host3").state),
         )
         with pytest.raises(CommandFailed) as refused:
@@ -59,7 +60,7 @@ def test_a_host_that_loses_power_is_unreachable_and_comes_back_by_itself(mesh: M
         elsewhere.view.wait_tick(elsewhere.view.state().memory_tick)
     finally:
         mesh.lab.boot("host3")
-    mesh.wait_hosts_up(timeout=30)
+    mesh.wait_hosts_up()
     after = mesh.host("host3")
     assert after.boot_id != before.boot_id
     assert after.inventory.pools[0].uid == before.inventory.pools[0].uid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import grpc
 import pytest
 from remuda.compute.v1.instance_pb2 import Instance
@@ -12,6 +14,8 @@ from remuda_lab.waiting import wait_for
 
 pytestmark = pytest.mark.root
 
+GRACE_SECONDS = 4
+
 
 def test_a_guest_gets_name_address_and_user_data_from_its_config_drive(mesh: Mesh) -> None:
     guest = mesh.launch("web-1", user_data="#!/bin/sh\nexit 7\n")
@@ -21,14 +25,16 @@ def test_a_guest_gets_name_address_and_user_data_from_its_config_drive(mesh: Mes
     wait_for(
         "user data has run",
         lambda: guest.view.state().user_data == "exit 7",
-        timeout=15,
+        timeout=60,
         status=lambda: guest.view.state(),
     )
     with Pinger(mesh.lab.fabric().init, guest.address, interval=0.05) as pinger:
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
     record = guest.record()
     assert (record.state, record.intent, record.epoch) == (Instance.STATE_RUNNING, Instance.INTENT_RUNNING, 1)
     assert mesh.domains(guest.host()) == {guest.uid: "running"}
+    console = mesh.cli().run("instance", "console-log", "web-1")
+    assert f"remuda-guest: up host=web-1 uuid={guest.uid}" in console
 
 
 def test_stop_presses_the_power_button_and_start_boots_the_same_disk(mesh: Mesh) -> None:
@@ -45,6 +51,24 @@ def test_stop_presses_the_power_button_and_start_boots_the_same_disk(mesh: Mesh)
     assert after.boot_nonce != before.boot_nonce
     assert after.disk_tick >= before.disk_tick
     assert guest.host() == "host2"
+
+
+def test_a_guest_that_is_deaf_to_the_power_button_is_switched_off_after_the_grace(mesh: Mesh) -> None:
+    deaf = "#!/bin/sh\nkillall acpid qemu-ga\n"
+    guest = mesh.launch("web-1", user_data=deaf)
+    wait_for(
+        "it is deaf",
+        lambda: guest.view.state().user_data.startswith("exit"),
+        timeout=60,
+        status=lambda: guest.view.state(),
+    )
+    host = guest.host()
+    begun = time.monotonic()
+    mesh.cli().run("instance", "stop", "web-1", "--grace", f"{GRACE_SECONDS}s")
+    assert time.monotonic() - begun >= GRACE_SECONDS, "it was given the time that it was promised"
+    assert guest.record().state == Instance.STATE_STOPPED
+    assert mesh.domains(host) == {guest.uid: "shut off"}
+    assert "remuda-guest: power off" not in mesh.cli().run("instance", "console-log", "web-1")
 
 
 def test_delete_leaves_nothing_on_the_host_nor_in_etcd(mesh: Mesh) -> None:

@@ -20,10 +20,10 @@ def test_block_migration_moves_memory_and_disk_to_the_named_host(mesh: Mesh) -> 
     guest = mesh.launch("web-1", host="host1")
     before = Before.of(guest)
     with Pinger(mesh.lab.fabric().init, guest.address, interval=0.05) as pinger:
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
         operation = mesh.live_migrate(guest, to="host3")
         assert not mesh.wait_done(operation.name).HasField("error")
-        pinger.wait_answer(timeout=10)
+        pinger.wait_answer(timeout=30)
         report = pinger.report()
     check_moved(mesh, guest, before, source="host1", target="host3", pool="local")
     record = mesh.migration_of(operation.name)
@@ -56,7 +56,7 @@ def test_shared_migration_copies_no_disk_and_finds_the_only_other_host_of_the_po
 def test_without_a_named_target_the_scheduler_chooses_and_a_wrong_source_is_refused(mesh: Mesh) -> None:
     guest = mesh.launch("web-1", host="host2")
     wrong = mesh.cli().start("instance", "live-migrate", "web-1", "--from", "host1")
-    _, words = wrong.communicate(timeout=30)
+    _, words = wrong.communicate(timeout=90)
     assert wrong.returncode != 0
     assert "SOURCE_HOST_MISMATCH" in words
     before = Before.of(guest)
@@ -107,9 +107,9 @@ def test_cancel_in_the_middle_leaves_the_guest_at_the_source_and_nothing_at_the_
 
 def test_of_two_conflicting_requests_one_wins_and_the_other_is_told_which(mesh: Mesh) -> None:
     guest = mesh.launch("web-1", host="host1")
-    winner = mesh.live_migrate(guest, to="host3", bandwidth=8)
+    winner = mesh.live_migrate(guest, to="host3", bandwidth=5)
     loser = mesh.cli().start("instance", "stop", "web-1", "--force", "-o", "json")
-    _, words = loser.communicate(timeout=30)
+    _, words = loser.communicate(timeout=90)
     assert loser.returncode == 4, words
     assert "INSTANCE_BUSY" in words
     assert winner.name in words

@@ -37,6 +37,7 @@ from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
 from remuda_core.rpc.channel import open_channel
+from remuda_core.rpc.context import request_id
 from remuda_core.rpc.server import Service, ServiceServer
 from remuda_core.rpc.status import from_rpc_error, to_status
 from remuda_core.telemetry.metrics import Metrics
@@ -92,12 +93,14 @@ class Live(LiveServiceServicer):
         self.explanation = operation_pb2.PlacementExplanation(chosen_host="hosts/chosen", considered=3)
         self.progress: asyncio.Queue[operation_pb2.Progress | None] = asyncio.Queue()
         self.watched = 0
+        self.request_ids: list[str] = []
         self.refusal: RemudaError | None = None
 
     async def WatchProgress(
         self, request: live_pb2.WatchProgressRequest, context: object
     ) -> AsyncIterator[live_pb2.WatchProgressResponse]:
         self.watched += 1
+        self.request_ids.append(request_id())
         while (progress := await self.progress.get()) is not None:
             yield live_pb2.WatchProgressResponse(progress=progress)
 

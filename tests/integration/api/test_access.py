@@ -78,7 +78,9 @@ async def test_hosts_services_and_nobody_are_no_callers_of_the_gateway(
     assert error.reason is reason
 
 
-async def test_a_bearer_token_stands_for_its_user(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_bearer_token_stands_for_its_user_until_it_is_taken_out_of_the_file(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     digest = hashlib.sha256(b"letmein").hexdigest()
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(f'[[tokens]]\nsha256 = "{digest}"\nprincipal = "carol"\nprojects = ["demo"]\n')
@@ -88,6 +90,9 @@ async def test_a_bearer_token_stands_for_its_user(cluster: Cluster, tmp_path: Pa
         request = image_pb2.ListImagesRequest(parent="projects/demo")
         await client.images.ListImages(request, metadata=(("authorization", "Bearer letmein"),))
         call = client.images.ListImages(request, metadata=(("authorization", "Bearer wrong"),))
+        assert (await refusal(call)).reason is Reason.UNAUTHENTICATED
+        tokens.write_text("")
+        call = client.images.ListImages(request, metadata=(("authorization", "Bearer letmein"),))
         assert (await refusal(call)).reason is Reason.UNAUTHENTICATED
 
 

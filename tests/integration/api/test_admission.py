@@ -368,7 +368,11 @@ async def test_validate_only_makes_every_check_and_changes_nothing(
     assert (preview.name, preview.done) == ("", True)
     assert preview.response.Unpack(found)
     assert (found.display_name, found.vcpus) == ("db", 1)
-    assert metadata_of(preview).placement.chosen_host == "hosts/chosen"
+    # Where it would go is the operators' business.
+    assert metadata_of(preview).placement.considered == 3
+    assert not metadata_of(preview).placement.chosen_host
+    as_admin = await admin.instances.CreateInstance(request)
+    assert metadata_of(as_admin).placement.chosen_host == "hosts/chosen"
     for call in (
         alice.instances.StopInstance(instance_pb2.StopInstanceRequest(name=web.name, validate_only=True)),
         alice.instances.StartInstance(instance_pb2.StartInstanceRequest(name=web.name, validate_only=True)),

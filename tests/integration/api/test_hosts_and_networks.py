@@ -1,5 +1,6 @@
 """Hosts, flavors, networks: what operators make, and what keeps them from removing it."""
 
+import asyncio
 import hashlib
 import uuid
 
@@ -56,6 +57,48 @@ async def test_a_repeated_create_host_gives_the_host_and_a_token_that_works_unti
     await cluster.etcd.put(cluster.keys.host_status(HostId(request.host_id)), status.SerializeToString())
     assert not (await admin.hosts.CreateHost(request)).enrolment_token
     assert (await stored(cluster, request.host_id)).enrolment_digest == digest
+
+
+async def test_a_repeated_create_host_gives_the_same_token_where_it_is_remembered(
+    cluster: Cluster, admin: Client
+) -> None:
+    request = host_request(request_id=str(uuid.uuid4()))
+    answers = await asyncio.gather(*(create_host(admin, request) for _ in range(4)))
+    assert len({answer.enrolment_token for answer in answers}) == 1
+    assert answers[0].enrolment_token
+    await cluster.start_gateway()
+    elsewhere = await create_host(cluster.client("user/root;admin", at=1), request)
+    assert elsewhere.enrolment_token not in ("", answers[0].enrolment_token)
+    digest = (await stored(cluster, request.host_id)).enrolment_digest
+    assert digest == hashlib.sha256(elsewhere.enrolment_token.encode()).digest()
+    # The first replica notices that its own is no longer good.
+    last = await create_host(admin, request)
+    digest = (await stored(cluster, request.host_id)).enrolment_digest
+    assert digest == hashlib.sha256(last.enrolment_token.encode()).digest()
+
+
+async def test_a_repeated_create_host_leaves_a_later_host_of_the_same_uuid_alone(
+    cluster: Cluster, admin: Client
+) -> None:
+    request = host_request("n1", request_id=str(uuid.uuid4()))
+    await admin.hosts.CreateHost(request)
+    await admin.hosts.DeleteHost(host_pb2.DeleteHostRequest(name=f"hosts/{request.host_id}"))
+    later = await admin.hosts.CreateHost(host_request("n2", host_id=request.host_id))
+    again = await admin.hosts.CreateHost(request)
+    assert (again.host.display_name, again.enrolment_token) == ("n1", "")
+    digest = (await stored(cluster, request.host_id)).enrolment_digest
+    assert digest == hashlib.sha256(later.enrolment_token.encode()).digest()
+
+
+async def test_a_request_id_of_create_host_is_good_for_one_host(admin: Client) -> None:
+    request = host_request(request_id=str(uuid.uuid4()))
+    await admin.hosts.CreateHost(request)
+    request.host.display_name = "node-b"
+    assert (await refusal(admin.hosts.CreateHost(request))).reason is Reason.REQUEST_ID_REUSED
+
+
+async def create_host(client: Client, request: host_pb2.CreateHostRequest) -> host_pb2.CreateHostResponse:
+    return await client.hosts.CreateHost(request)
 
 
 async def test_host_names_and_ids_are_unique_and_validate_only_gives_no_token(
@@ -117,6 +160,9 @@ async def test_only_an_empty_host_is_deleted_and_its_status_goes_with_it(
     request.etag = "1"
     assert (await refusal(admin.hosts.DeleteHost(request))).reason is Reason.ETAG_MISMATCH
     request.etag = ""
+    # What is placed there between the look and the removal would be lost with it.
+    assert (await refusal(admin.hosts.DeleteHost(request))).reason is Reason.HOST_NOT_CORDONED
+    await admin.hosts.CordonHost(host_pb2.CordonHostRequest(name="hosts/node-a"))
     await admin.hosts.DeleteHost(request)
     assert not [key for key in await cluster.keys_under("host") if host in key or "node-a" in key]
     assert web.host == f"hosts/{host}"

@@ -236,3 +236,42 @@ async def test_without_any_store_bytes_are_unavailable_and_records_are_not(
     made = await alice.images.CreateImage(image_request())
     request = pb.GetUploadRequest(name=made.name)
     assert (await refusal(alice.images.GetUpload(request))).reason is Reason.STORE_UNAVAILABLE
+
+
+async def test_a_frame_that_is_too_large_is_refused_with_its_field_and_what_came_before_is_kept(
+    stores: Stores,
+) -> None:
+    made = await stores.client.images.CreateImage(image_request())
+
+    async def later() -> AsyncIterator[pb.UploadImageRequest]:
+        yield pb.UploadImageRequest(name=made.name, data=bytes(MIB))
+        yield pb.UploadImageRequest(offset=MIB, data=bytes(2 * MIB + 1), finish=True)
+
+    async def at_once() -> AsyncIterator[pb.UploadImageRequest]:
+        yield pb.UploadImageRequest(name=made.name, data=bytes(2 * MIB + 1))
+
+    async with asyncio.timeout(10):
+        for frames in (later(), at_once()):
+            error = await refusal(upload(stores.client, frames))
+            assert error.reason is Reason.INVALID_ARGUMENT
+            assert error.violations[0].subject == "data"
+    assert stores.first.received == MIB
+
+
+async def test_a_message_beyond_grpcs_limit_is_refused_as_too_large(stores: Stores) -> None:
+    made = await stores.client.images.CreateImage(image_request())
+
+    async def frames() -> AsyncIterator[pb.UploadImageRequest]:
+        yield pb.UploadImageRequest(name=made.name, data=bytes(MIB))
+        yield pb.UploadImageRequest(offset=MIB, data=bytes((64 << 20) + 1))
+
+    async with asyncio.timeout(20):
+        error = await refusal(upload(stores.client, frames()))
+    assert error.reason is Reason.REQUEST_TOO_LARGE
+
+
+async def test_sizes_that_no_disk_and_no_guest_has_are_refused(alice: Client) -> None:
+    for changes in ({"min_disk_gib": 1 << 40}, {"min_memory_mib": 1 << 40}, {"file_bytes": 1 << 60}):
+        error = await refusal(alice.images.CreateImage(image_request(**changes)))
+        assert error.reason is Reason.INVALID_ARGUMENT
+        assert error.violations[0].subject == f"image.{next(iter(changes))}"

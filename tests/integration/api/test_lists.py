@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
 from google.longrunning import operations_pb2 as lro
 from remuda.compute.v1 import flavor_pb2, instance_pb2, migration_pb2, network_pb2
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import instance_pb2 as records
+from remuda_api.listing.tokens import PageToken, encode, query_digest
 from remuda_core.errors import Reason
+from remuda_core.etcd.client import Etcd
 from remuda_core.ids import InstanceId, MigrationId
 from remuda_core.testing.waiting import wait_for
 
@@ -281,3 +284,61 @@ async def test_flavors_networks_and_images_are_listed_in_pages(
     listing = image_pb2.ListImagesRequest(parent="projects/demo")
     images = await alice.images.ListImages(listing, metadata=now)
     assert [image.name for image in images.images] == [pieces.image]
+
+
+async def test_a_crafted_page_token_shows_nothing_beside_the_list(
+    cluster: Cluster, alice: Client, bob: Client, launch: Launch
+) -> None:
+    web = await launch("web")
+    stop = await alice.instances.StopInstance(instance_pb2.StopInstanceRequest(name=web.name))
+    await alice.operations.CancelOperation(lro.CancelOperationRequest(name=stop.name))
+    revision = (await cluster.etcd.range_key("x")).revision
+    for key in ("cancels/", "claims/", "flavors"):
+        token = PageToken(
+            revision=revision, last_key=cluster.keys.prefix + key, query=query_digest("flavors")
+        )
+        request = flavor_pb2.ListFlavorsRequest(page_size=1, page_token=encode(token))
+        error = await refusal(bob.flavors.ListFlavors(request))
+        assert error.reason is Reason.PAGE_TOKEN_INVALID
+
+
+async def test_a_page_token_of_the_future_has_expired(cluster: Cluster, alice: Client) -> None:
+    token = PageToken(revision=10**12, last_key=cluster.keys.flavors + "a", query=query_digest("flavors"))
+    request = flavor_pb2.ListFlavorsRequest(page_token=encode(token))
+    assert (await refusal(alice.flavors.ListFlavors(request))).reason is Reason.PAGE_TOKEN_EXPIRED
+
+
+async def test_a_negative_page_size_is_refused_by_every_list(alice: Client) -> None:
+    for call in (
+        alice.operations.ListOperations(lro.ListOperationsRequest(page_size=-1)),
+        alice.flavors.ListFlavors(flavor_pb2.ListFlavorsRequest(page_size=-1)),
+    ):
+        error = await refusal(call)
+        assert error.reason is Reason.INVALID_ARGUMENT
+        assert error.violations[0].subject == "page_size"
+
+
+async def test_a_revision_that_the_store_has_never_seen_is_refused_at_once(
+    cluster: Cluster, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = 0
+    newest = Etcd.newest
+
+    async def counted(self: Etcd, prefix: str) -> tuple[int, int, int]:
+        nonlocal probes
+        probes += 1
+        return await newest(self, prefix)
+
+    monkeypatch.setattr(Etcd, "newest", counted)
+    present = (await cluster.etcd.range_key("x")).revision
+    request = instance_pb2.ListInstancesRequest(parent="projects/demo")
+    async with asyncio.timeout(2):
+        for revision in (present + 1_000_000, (1 << 63) - 1):
+            ahead = (("remuda-min-revision", str(revision)),)
+            error = await refusal(alice.instances.ListInstances(request, metadata=ahead))
+            assert error.reason is Reason.REVISION_AHEAD
+            assert int(error.metadata["revision"]) >= present
+    assert probes == 0
+    odd = (("remuda-min-revision", "9" * 5000),)
+    error = await refusal(alice.instances.ListInstances(request, metadata=odd))
+    assert error.reason is Reason.INVALID_ARGUMENT

@@ -3,13 +3,17 @@
 import asyncio
 import time
 import uuid
+from typing import Any
 
 import grpc
+import pytest
 from google.longrunning import operations_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
 from remuda.compute.v1 import instance_pb2, operation_pb2
 from remuda.store.v1 import operation_pb2 as records
 from remuda_core.errors import Reason
+from remuda_core.etcd.client import Etcd
+from remuda_core.etcd.model import TxnResult
 from remuda_core.ids import OperationId
 from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
@@ -215,3 +219,77 @@ async def test_watch_ends_when_the_operation_is_deleted(
     await wait_for(lambda: watcher.error, timeout=5)
     assert watcher.error is not None
     assert from_rpc_error(watcher.error).reason is Reason.OPERATION_NOT_FOUND
+
+
+async def test_a_delete_that_loses_a_race_looks_again_and_does_not_say_done(
+    cluster: Cluster, alice: Client, pieces: Pieces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = await alice.instances.CreateInstance(pieces.request("web"))
+    await cluster.leader.finish(operation.name)
+    key = cluster.keys.operation(OperationId(operation.name.removeprefix("operations/")))
+    kv = await cluster.etcd.get(key)
+    assert kv is not None
+    value, txn, raced = kv.value, Etcd.txn, 0
+
+    async def touched_first(self: Etcd, **arguments: Any) -> TxnResult:
+        nonlocal raced
+        kinds = {op.WhichOneof("request") for op in arguments["success"]}
+        if raced < 2 and "request_delete_range" in kinds:
+            raced += 1
+            await cluster.etcd.put(key, value)
+        return await txn(self, **arguments)
+
+    monkeypatch.setattr(Etcd, "txn", touched_first)
+    await alice.operations.DeleteOperation(lro.DeleteOperationRequest(name=operation.name))
+    assert raced == 2
+    assert await cluster.etcd.get(key) is None
+
+
+async def test_members_are_told_how_many_hosts_refused_and_admins_which(
+    cluster: Cluster, alice: Client, admin: Client, pieces: Pieces
+) -> None:
+    operation = await alice.instances.CreateInstance(pieces.request("web"))
+    record = await cluster.leader.record(operation.name)
+    record.metadata.placement.CopyFrom(
+        operation_pb2.PlacementExplanation(
+            chosen_host="hosts/1",
+            considered=7,
+            hosts=[operation_pb2.HostVerdict(host="hosts/1", display_name="node-a", reason="3 vCPUs free")],
+        )
+    )
+    key = cluster.keys.operation(OperationId(record.id))
+    now = (("remuda-min-revision", str(await cluster.etcd.put(key, record.SerializeToString()))),)
+
+    async def seen(client: Client) -> list[lro.Operation]:
+        get = lro.GetOperationRequest(name=operation.name)
+        wait = lro.WaitOperationRequest(name=operation.name, timeout=Duration(nanos=1_000_000))
+        watch = client.watching.WatchOperation(
+            operation_pb2.WatchOperationRequest(name=operation.name), metadata=now
+        )
+        first = await watch.read()
+        assert isinstance(first, operation_pb2.WatchOperationResponse)
+        watch.cancel()
+        return [
+            await client.operations.GetOperation(get, metadata=now),
+            *(await client.operations.ListOperations(lro.ListOperationsRequest(), metadata=now)).operations,
+            await client.operations.WaitOperation(wait, metadata=now),
+            first.operation,
+        ]
+
+    for found in await seen(alice):
+        assert metadata_of(found).placement == operation_pb2.PlacementExplanation(considered=7)
+    for found in await seen(admin):
+        assert metadata_of(found).placement == record.metadata.placement
+
+
+async def test_the_leader_is_asked_for_progress_under_the_callers_request_id(
+    cluster: Cluster, alice: Client, pieces: Pieces
+) -> None:
+    operation = await alice.instances.CreateInstance(pieces.request("web"))
+    call = alice.watching.WatchOperation(
+        operation_pb2.WatchOperationRequest(name=operation.name), metadata=(("x-request-id", "watch-1"),)
+    )
+    await call.read()
+    await wait_for(lambda: cluster.leader.live.request_ids, timeout=5)
+    call.cancel()
+    assert cluster.leader.live.request_ids == ["watch-1"]

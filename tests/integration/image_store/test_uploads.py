@@ -18,6 +18,7 @@ from remuda_core.images.chunks import CHUNK_BYTES, Digest
 from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
+from remuda_image_store.blobs import Blobs, Space
 from remuda_image_store.content import Content
 from remuda_image_store.testing import QCOW2, RAW, Cloud, Images, Sample, noise
 from remuda_image_store.uploads import PART_BYTES
@@ -274,6 +275,37 @@ async def test_a_small_file_that_unpacks_beyond_the_scratch_room_is_refused(
     error = await refusal(images, await cloud.create(bomb, QCOW2))
     assert error.reason is Reason.IMAGE_REFUSED
     assert "holds more than" in error.message
+
+
+@pytest.mark.parametrize("limit", ["scratch_bytes", "largest_disk_bytes"])
+async def test_a_file_that_is_announced_too_large_is_refused_before_its_bytes_are_taken(
+    cloud: Cloud, limit: str
+) -> None:
+    cloud.settings = cloud.settings.model_copy(update={limit: 16 * MIB})
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(19, 17 * MIB))
+    error = await refusal(images, sample, stop=MIB, finish=False)
+    assert error.reason is Reason.IMAGE_REFUSED
+    assert str(17 * MIB) in error.message
+    record = await cloud.record(sample)
+    assert record is not None
+    assert (record.state, record.status_message) == (Image.STATE_FAILED, error.message)
+    assert cloud.blobs("uploads") == set()
+
+
+async def test_a_file_that_the_backend_has_no_room_for_is_refused_before_its_bytes_are_taken(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = await cloud.images(await cloud.serve())
+    sample = await cloud.create(noise(20, 3 * MIB))
+    monkeypatch.setattr(Blobs, "space", lambda _: Space(2 * MIB, 64 * MIB))
+    assert (await refusal(images, sample, stop=MIB, finish=False)).reason is Reason.DISK_FULL
+    assert cloud.blobs("uploads") == set()
+    # Room may come: the image waits for it, and what has come needs no room again.
+    monkeypatch.undo()
+    assert (await images.upload(sample, stop=MIB, finish=False)).committed_bytes == MIB
+    monkeypatch.setattr(Blobs, "space", lambda _: Space(2 * MIB, 64 * MIB))
+    assert (await images.upload(sample, start=MIB)).image.state == Image.STATE_ACTIVE
 
 
 async def test_frames_that_do_not_fit_the_upload_are_refused(cloud: Cloud) -> None:

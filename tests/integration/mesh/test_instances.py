@@ -6,6 +6,7 @@ from collections import Counter
 
 import grpc
 import pytest
+from google.longrunning import operations_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
 from remuda.compute.v1 import host_pb2, instance_pb2, operation_pb2
 from remuda_core.errors import Reason
@@ -96,7 +97,11 @@ async def test_a_launch_that_fails_leaves_nothing_and_says_why(cluster: Cluster)
         await cluster.admin.hosts.UncordonHost(host_pb2.UncordonHostRequest(name=name))
     assert error.reason is Reason.NO_HOST_FITS
     metadata = metadata_of(await cluster.ended(operation))
-    verdicts = {one.display_name: one.filter for one in metadata.placement.hosts}
+    # Its owner learns how many refused it, an operator which.
+    assert (metadata.placement.considered, len(metadata.placement.hosts)) == (3, 0)
+    request = lro.GetOperationRequest(name=operation.name)
+    explained = metadata_of(await cluster.admin.operations.GetOperation(request)).placement
+    verdicts = {one.display_name: one.filter for one in explained.hosts}
     assert verdicts == {"alpha": "memory", "beta": "availability", "gamma": "storage"}
     found = await cluster.get(metadata.target)
     assert (found.state, found.host) == (FAILED, "")

@@ -64,7 +64,7 @@ class Seen:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-    raises: Exception | None = None
+    raises: BaseException | None = None
 
     def note(self) -> None:
         self.callers.append(context.caller().principal)

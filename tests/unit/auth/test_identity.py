@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from remuda_core.auth.caller import ANONYMOUS, Caller, Kind
-from remuda_core.auth.identity import Tokens, identify
+from remuda_core.auth.identity import Tokens, TokensFile, identify
 from remuda_core.errors import Reason, RemudaError
 from remuda_lab.pki import Authority, Identity, host_identity, service_identity, user_identity
 
@@ -69,7 +69,7 @@ def test_an_identity_of_an_unknown_kind_is_refused(authority: Authority, tmp_pat
 def tokens(tmp_path: Path) -> Tokens:
     path = tmp_path / "tokens.toml"
     path.write_text(FILE)
-    return Tokens.load(path)
+    return TokensFile(path)
 
 
 def by_header(header: str, tokens: Tokens | None) -> Caller:
@@ -106,7 +106,40 @@ def test_a_bad_tokens_file_says_what_is_wrong(tmp_path: Path, text: str, said: s
     path = tmp_path / "tokens.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=said):
-        Tokens.load(path)
+        TokensFile(path)
+
+
+def test_a_tokens_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(FILE)
+    tokens = TokensFile(path)
+    assert by_header("Bearer s3cret", tokens).principal == "user/bob"
+    other = tmp_path / "next"
+    other.write_text(FILE.replace(hashlib.sha256(b"s3cret").hexdigest(), hashlib.sha256(b"new").hexdigest()))
+    other.rename(path)
+    with pytest.raises(RemudaError):
+        by_header("Bearer s3cret", tokens)
+    assert by_header("Bearer new", tokens).principal == "user/bob"
+
+
+@pytest.mark.parametrize("trouble", ["broken", "gone"])
+def test_a_tokens_file_that_breaks_leaves_the_tokens_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(FILE)
+    tokens = TokensFile(path)
+    if trouble == "gone":
+        path.unlink()
+    else:
+        path.write_text("[[")
+    for _ in range(3):
+        assert by_header("Bearer s3cret", tokens).principal == "user/bob"
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert str(path) in line.getMessage()
+    path.write_text("")
+    with pytest.raises(RemudaError):
+        by_header("Bearer s3cret", tokens)
 
 
 def test_the_user_agent_counts_only_without_tls() -> None:

@@ -1,5 +1,7 @@
 """The command line itself: help, usage, exit codes. No gateway is called."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 import typer
@@ -55,6 +57,36 @@ def test_wrong_usage_is_exit_code_2_before_anything_is_asked(
     captured = capsys.readouterr()
     assert captured.err
     assert captured.out == ""
+
+
+def test_the_help_of_the_whole_command_lists_the_global_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == ExitCode.DONE
+    text = capsys.readouterr().out
+    missing = [
+        option
+        for option in ("--output", "--config", "--context", "--project", "--endpoint", "--debug")
+        if option not in text
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["--context", "red", "flavor", "list"], "red"),
+        (["flavor", "list", "--context", "blue"], "blue"),
+        (["--context", "red", "flavor", "list", "--context", "blue"], "blue"),
+        (["--context", "red", "flavor", "--context", "blue", "list"], None),
+    ],
+)
+def test_a_global_option_stands_before_the_noun_or_after_the_verb_which_wins(
+    arguments: list[str], asked: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "contexts.toml"
+    file.write_text('[contexts.red]\ncacert = "/red"\n[contexts.blue]\ncacert = "/blue"\n')
+    assert run(["--config", str(file), *arguments]) == ExitCode.USAGE
+    words = capsys.readouterr().err
+    assert f"cannot read /{asked}" in words if asked else "No such option" in words
 
 
 def test_a_certificate_that_cannot_be_read_is_named(

@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 from remuda.compute.v1 import migration_pb2, operation_pb2
 from remuda_cli.progress import lines
 from remuda_cli.progress.display import NdjsonDisplay, PlainDisplay
+from remuda_cli.progress.fresh import FreshProgress
 from remuda_cli.progress.lines import Subject
 from remuda_cli.progress.panel import operation_panel
 from remuda_cli.transfer.meter import Meter
@@ -200,26 +201,51 @@ def message(metadata: operation_pb2.OperationMetadata) -> operation_pb2.WatchOpe
     return operation_pb2.WatchOperationResponse(operation=operation)
 
 
-def test_plain_lines_come_at_changes_of_phase_and_every_few_seconds() -> None:
+def test_plain_lines_come_at_changes_of_phase_and_get_rarer_the_longer_it_takes() -> None:
     written: list[str] = []
     clock = Clock()
-    display = PlainDisplay(lambda _: WEB, write=written.append, clock=clock, every_seconds=5)
-    memory = moving(Progress.PHASE_MEMORY, memory_remaining_bytes=MIB)
-    for at, metadata in (
-        (1001.0, moving(Progress.PHASE_DISKS)),
-        (1002.0, moving(Progress.PHASE_DISKS)),
-        (1003.0, memory),
-        (1004.0, memory),
-        (1008.0, memory),
-    ):
-        clock.now = at
-        display.update(message(metadata))
+    display = PlainDisplay(lambda _: WEB, write=written.append, clock=clock, every_seconds=(1, 10))
+    disks, memory = moving(Progress.PHASE_DISKS), moving(Progress.PHASE_MEMORY)
+    at = (1.0, 1.5, 2.0, 2.4, 100.0, 109.0, 110.0)
+    for seconds in at:
+        clock.now = 1000.0 + seconds
+        display.update(message(disks if seconds < 2.4 else memory))
     assert written[0] == "live-migrating web-1, host1 -> host2"
-    assert [line.split("  ")[0].strip() for line in (text.lstrip() for text in written[1:])] == [
-        "1.0 s",
-        "3.0 s",
-        "8.0 s",
-    ]
+    shown = [text.split("  ")[0] for text in (line.lstrip() for line in written[1:])]
+    assert shown == ["1.0 s", "2.0 s", "2.4 s", "1 min 40 s", "1 min 50 s"]
+
+
+def test_progress_of_an_earlier_step_is_not_shown_as_that_of_a_later_one() -> None:
+    written: list[str] = []
+    clock = Clock()
+    display = PlainDisplay(lambda _: WEB, write=written.append, clock=clock)
+    memory = moving(Progress.PHASE_MEMORY, memory_remaining_bytes=MIB)
+    memory.phase = "guest_moved"
+    left_behind = moving(Progress.PHASE_MEMORY, memory_remaining_bytes=MIB)
+    left_behind.phase = "ownership_moved"
+    for metadata in (memory, left_behind):
+        display.update(message(metadata))
+    assert "copying memory" in written[1]
+    assert written[2].split("  ")[-1] == "ownership_moved"
+
+
+def test_a_complete_transfer_is_not_shown_to_whoever_begins_to_watch_at_a_later_step() -> None:
+    transfer = operation_pb2.TransferProgress(done_bytes=MIB, total_bytes=MIB)
+    metadata = Metadata(
+        state=Metadata.STATE_RUNNING,
+        phase="guest_started",
+        progress=operation_pb2.Progress(percent=100, transfer=transfer),
+    )
+    assert not FreshProgress().of(metadata).HasField("progress")
+    metadata.progress.transfer.done_bytes -= 1
+    assert FreshProgress().of(metadata).progress.percent == 100
+
+
+def test_progress_that_goes_on_in_its_own_step_is_shown() -> None:
+    fresh = FreshProgress()
+    for remaining in (3 * MIB, 2 * MIB, 2 * MIB):
+        metadata = moving(Progress.PHASE_MEMORY, memory_remaining_bytes=remaining)
+        assert fresh.of(metadata) == metadata
 
 
 def test_ndjson_is_one_line_per_message() -> None:

@@ -104,6 +104,43 @@ def test_what_an_operation_carries_is_unpacked() -> None:
     assert any("action: StopInstance" in line for line in describe(operation, label))
 
 
+def test_an_operation_is_shown_with_its_steps_and_verdicts_as_tables() -> None:
+    metadata = operation_pb2.OperationMetadata(
+        action="LiveMigrateInstance",
+        state=operation_pb2.OperationMetadata.STATE_FAILED,
+        create_time=Timestamp(seconds=100),
+        steps=[
+            operation_pb2.OperationStep(
+                name="target_prepared",
+                state=operation_pb2.OperationStep.STATE_DONE,
+                host="hosts/a",
+                start_time=Timestamp(seconds=100, nanos=20_000_000),
+                end_time=Timestamp(seconds=100, nanos=420_000_000),
+            ),
+            operation_pb2.OperationStep(
+                name="guest_moved",
+                state=operation_pb2.OperationStep.STATE_FAILED,
+                start_time=Timestamp(seconds=102),
+                error=to_status(RemudaError(Reason.GUEST_STOPPED, "it stopped")),
+            ),
+        ],
+    )
+    metadata.placement.considered = 1
+    metadata.placement.hosts.add(display_name="host1", eligible=True, score=1.5)
+    operation = operations_pb2.Operation(
+        name="operations/x", done=True, error=to_status(RemudaError(Reason.GUEST_STOPPED, "it stopped"))
+    )
+    operation.metadata.Pack(metadata)
+    text = one(operation, Format.TABLE, label)
+    assert text[0] == "name: operations/x"
+    assert "error: GUEST_STOPPED: it stopped" in text
+    at = text.index("STEP             STATE   HOST   AFTER  TOOK    ERROR")
+    assert text[at + 1].split() == ["target_prepared", "DONE", "host1", "20", "ms", "400", "ms", "-"]
+    assert text[at + 2].split() == ["guest_moved", "FAILED", "-", "2.0", "s", "-", "it", "stopped"]
+    assert text[-2:] == ["HOST   FITS  SCORE  FILTER  REASON", "host1  yes   1.500  -       -"]
+    assert any("steps:" in line for line in one(operation, Format.WIDE, label))
+
+
 def test_a_type_that_this_version_does_not_know_is_shown_as_it_is() -> None:
     operation = operations_pb2.Operation(
         metadata=any_pb2.Any(type_url="example.org/of.the.Future", value=b"123")

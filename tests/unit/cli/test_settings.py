@@ -65,8 +65,17 @@ def test_what_cannot_be_meant_is_a_usage_error(environ: dict[str, str], contexts
 
 def test_a_missing_context_file_is_empty_unless_it_was_named(tmp_path: Path) -> None:
     assert load_contexts({"XDG_CONFIG_HOME": str(tmp_path)}) == {}
-    with pytest.raises(Failure, match="does not exist"):
+    with pytest.raises(Failure, match=r"REMUDA_CONFIG names .* does not exist"):
         load_contexts({"REMUDA_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_a_context_file_named_by_flag_wins_over_the_environments(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('current = "lab"\n')
+    environ = {"REMUDA_CONFIG": str(tmp_path / "none.toml")}
+    assert load_contexts(environ, named=str(file)) == {"current": "lab"}
+    with pytest.raises(Failure, match=r"--config names .* does not exist"):
+        load_contexts(environ, named=str(tmp_path / "gone.toml"))
 
 
 def test_a_broken_context_file_is_named(tmp_path: Path) -> None:

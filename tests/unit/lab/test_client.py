@@ -9,7 +9,7 @@ from pathlib import Path
 
 from remuda_cli.settings import resolve
 from remuda_core.auth.caller import Kind
-from remuda_core.auth.identity import Tokens, by_certificate
+from remuda_core.auth.identity import TokensFile, by_certificate
 from remuda_lab.cluster.client import LabClient, make_client, tokens_file
 from remuda_lab.layout import LabPaths
 from remuda_lab.pki import Authority
@@ -39,7 +39,7 @@ def test_certificates_and_the_token_stand_for_the_users_that_they_are_named_afte
     assert (alice.name, alice.is_admin, set(alice.projects)) == ("alice", False, {"demo"})
     file = tmp_path / "tokens.toml"
     file.write_text(tokens_file(made))
-    by_token = Tokens.load(file).caller(made.token)
+    by_token = TokensFile(file).caller(made.token)
     assert by_token is not None
     assert (by_token.name, set(by_token.projects)) == ("alice", {"demo"})
     assert made.token not in file.read_text()

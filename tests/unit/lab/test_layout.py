@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 from remuda_lab.errors import LabError
-from remuda_lab.layout import MANAGEMENT, SERVICE_ADDRESSES, host_number, hosts_file, lab_paths, plan_hosts
+from remuda_lab.layout import (
+    FABRIC_GUEST_ADDRESS,
+    FABRIC_MANAGEMENT_ADDRESS,
+    MANAGEMENT,
+    SERVICE_ADDRESSES,
+    host_number,
+    hosts_file,
+    lab_paths,
+    mac_of,
+    plan_hosts,
+)
 
 
 def test_hosts_have_addresses_of_their_own_and_the_first_two_share_a_pool() -> None:
@@ -22,6 +32,15 @@ def test_a_host_keeps_its_uuid_in_one_lab_and_differs_between_labs() -> None:
     assert plan_hosts("a", 2) == plan_hosts("a", 2)
     assert plan_hosts("a", 1)[0].uuid != plan_hosts("b", 1)[0].uuid
     assert len({plan.uuid for plan in plan_hosts("a", 99)}) == 99
+
+
+def test_every_address_has_a_mac_of_its_own_that_nobody_else_may_have() -> None:
+    addresses = [plan.address for plan in plan_hosts("a", 99)]
+    macs = [mac_of(one) for one in (*addresses, FABRIC_MANAGEMENT_ADDRESS, FABRIC_GUEST_ADDRESS)]
+    assert len(set(macs)) == len(macs)
+    # Bit 1 of the first octet: locally administered; bit 0 would be a group.
+    assert {int(mac[:2], 16) & 0b11 for mac in macs} == {0b10}
+    assert mac_of(FABRIC_MANAGEMENT_ADDRESS) == "02:00:0a:4d:00:01"
 
 
 def test_interface_names_fit_the_kernels_fifteen_characters() -> None:

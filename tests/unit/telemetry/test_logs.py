@@ -59,6 +59,24 @@ def test_an_exception_is_one_line(stream: io.StringIO) -> None:
     assert "KeyError" in json.dumps(line["exception"])
 
 
+def test_a_traceback_does_not_show_what_the_frames_held(stream: io.StringIO) -> None:
+    def handler(token: str, user_data: bytes) -> None:
+        kept = [token, user_data]
+        raise ValueError(f"{len(kept)} things")
+
+    for log in (structlog.get_logger("x"), logging.getLogger("y")):
+        try:
+            handler("letmein", b"hunter2")
+        except ValueError:
+            log.exception("failed")
+    text = stream.getvalue()
+    assert text.count("2 things") == 2
+    assert "test_logs.py" in text
+    # The words stand in this very file, but source lines are not logged either.
+    assert "letmein" not in text
+    assert "hunter2" not in text
+
+
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="loud"):
         logs.configure(level="loud")

@@ -121,10 +121,10 @@ _MIGRATION = (
     Column("FROM", lambda m, label: label(m.source_host) if m.source_host else ""),
     Column("TO", lambda m, label: label(m.target_host) if m.target_host else ""),
     Column("DOWNTIME", lambda m, _: _downtime(m)),
+    Column("MEMORY", lambda m, _: human_bytes(m.memory_bytes)),
+    Column("DISK", lambda m, _: human_bytes(m.disk_bytes)),
     Column("AGE", lambda m, _: age(m, "create_time")),
     Column("NAME", lambda m, _: m.name, wide=True),
-    Column("MEMORY", lambda m, _: human_bytes(m.memory_bytes), wide=True),
-    Column("DISK", lambda m, _: human_bytes(m.disk_bytes), wide=True),
     Column("ERROR", lambda m, _: m.error.message, wide=True),
 )
 _OPERATION = (

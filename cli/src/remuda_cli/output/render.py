@@ -4,12 +4,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from google.longrunning import operations_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as _error_details
 
 from remuda_cli.output.columns import columns_of
 from remuda_cli.output.formats import Format
+from remuda_cli.output.operation_view import operation_lines
 from remuda_cli.output.table import Label, chosen, table
 from remuda_cli.output.words import describe
 
@@ -36,6 +38,8 @@ def one(message: Message, form: Format, label: Label) -> list[str]:
             return _yaml(as_dict(message))
         case Format.NAME:
             return [_name(message)]
+        case Format.TABLE if isinstance(message, operations_pb2.Operation):
+            return operation_lines(message, label)
         case Format.TABLE | Format.WIDE:
             return describe(message, label)
 

@@ -52,7 +52,8 @@ def _short(values: list[list[str]]) -> bool:
 def _values(message: Message, field: Any, label: Label) -> Iterator[list[str]]:
     value: Any = getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        yield [f"{key}={item}" for key, item in sorted(value.items())] or [""]
+        kind = field.message_type.fields_by_name["value"]
+        yield [f"{key}={_scalar(kind, item, label)}" for key, item in sorted(value.items())] or [""]
     elif field.is_repeated:
         if field.message_type is None:
             yield [", ".join(_scalar(field, item, label) for item in value)]

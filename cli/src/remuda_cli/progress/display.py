@@ -13,10 +13,13 @@ from remuda.compute.v1 import operation_pb2
 from remuda_cli.output.columns import operation_metadata
 from remuda_cli.output.render import ndjson
 from remuda_cli.output.table import Label
+from remuda_cli.progress.fresh import FreshProgress
 from remuda_cli.progress.lines import Metadata, Subject, elapsed, milestone, plain_line, title
 
-PLAIN_SECONDS = 5.0
-"""A plain line at least this far from the last one, when nothing else makes one necessary."""
+PLAIN_SECONDS = (1.0, 10.0)
+"""Between two plain lines that nothing makes necessary: at first, and at most. Lines get rarer the longer an
+operation takes, so that neither a short one says nothing nor a long one fills a log."""
+_PART_OF_ELAPSED = 0.2
 
 SubjectOf = Callable[[Metadata], Subject]
 
@@ -33,7 +36,7 @@ class Display(Protocol):
 
 
 class PlainDisplay:
-    """A line per change of phase, and every few seconds."""
+    """A line per change of phase, and one now and then."""
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class PlainDisplay:
         *,
         write: Callable[[str], None],
         clock: Callable[[], float] = time.time,
-        every_seconds: float = PLAIN_SECONDS,
+        every_seconds: tuple[float, float] = PLAIN_SECONDS,
     ) -> None:
         self._subject_of = subject_of
         self._write = write
@@ -50,19 +53,23 @@ class PlainDisplay:
         self._title = ""
         self._milestone: tuple[object, ...] = ()
         self._last = 0.0
+        self._fresh = FreshProgress()
 
     def update(self, message: operation_pb2.WatchOperationResponse) -> None:
-        metadata = operation_metadata(message.operation)
+        metadata = self._fresh.of(operation_metadata(message.operation))
         now = self._clock()
         headline = title(metadata, self._subject_of(metadata))
         if headline != self._title:
             self._title = headline
             self._write(headline)
         changed = milestone(metadata)
-        if message.operation.done or (changed == self._milestone and now - self._last < self._every):
+        took = elapsed(metadata, now)
+        least, most = self._every
+        pause = min(most, max(least, took * _PART_OF_ELAPSED))
+        if message.operation.done or (changed == self._milestone and now - self._last < pause):
             return
         self._milestone, self._last = changed, now
-        self._write(plain_line(metadata, elapsed(metadata, now)))
+        self._write(plain_line(metadata, took))
 
     def note(self, text: str) -> None:
         self._write(text)
@@ -102,6 +109,7 @@ class TerminalDisplay:
         self._metadata: Metadata | None = None
         self._subject = Subject(target="")
         self._text = ""
+        self._fresh = FreshProgress()
 
         def draw() -> RenderableType:
             if self._metadata is None:
@@ -116,7 +124,7 @@ class TerminalDisplay:
         self._live.start()
 
     def update(self, message: operation_pb2.WatchOperationResponse) -> None:
-        metadata = operation_metadata(message.operation)
+        metadata = self._fresh.of(operation_metadata(message.operation))
         self._subject = self._subject_of(metadata)
         self._metadata = metadata
         self._text = ""

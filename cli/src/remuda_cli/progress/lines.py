@@ -122,11 +122,7 @@ def plain_line(metadata: Metadata, elapsed_seconds: float) -> str:
     """All of one moment on one line, for logs and pipes."""
     parts = [f"{human_seconds(elapsed_seconds):>8}  {phase_of(metadata)}"]
     progress = metadata.progress
-    # A transfer that is complete stays the newest progress while later steps have none of their own.
-    moved_all = (
-        progress.transfer.total_bytes and progress.transfer.done_bytes >= progress.transfer.total_bytes
-    )
-    if metadata.HasField("progress") and progress.percent and not moved_all:
+    if progress.percent:
         parts[0] += f" {progress.percent} %"
     migration = migration_of(metadata)
     if migration is not None:
@@ -137,8 +133,7 @@ def plain_line(metadata: Metadata, elapsed_seconds: float) -> str:
         if migration.phase in copying:
             parts += [rates(migration), convergence(migration), expected_downtime(migration)]
     elif progress.HasField("transfer"):
-        if not moved_all:
-            parts.append(transfer_line(progress.transfer.done_bytes, progress.transfer.total_bytes))
+        parts.append(transfer_line(progress.transfer.done_bytes, progress.transfer.total_bytes))
     elif progress.message:
         parts.append(progress.message)
     return "; ".join(part for part in parts if part)

@@ -36,6 +36,11 @@ class Caller:
         return ADMIN in self.roles
 
     @property
+    def sees_hosts(self) -> bool:
+        """May learn what hosts there are, how they are called and what they have left."""
+        return self.kind is not Kind.USER or self.is_admin
+
+    @property
     def host_id(self) -> HostId | None:
         return HostId(self.name) if self.kind is Kind.HOST else None
 

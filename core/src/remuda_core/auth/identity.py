@@ -7,6 +7,7 @@ same authority without such a URI (libvirt's and QEMU's have none) is nobody.
 
 import hashlib
 import hmac
+import logging
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from cryptography.x509.oid import NameOID
 from remuda_core.auth.caller import ANONYMOUS, Caller, Kind
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ProjectId
+
+_log = logging.getLogger(__name__)
 
 SPIFFE_PREFIX = "spiffe://remuda/"
 INSECURE_IDENTITY = "remuda-identity="
@@ -44,30 +47,44 @@ class Tokens:
     """The tokens that are accepted."""
 
     def __init__(self, tokens: Iterable[Token] = ()) -> None:
-        self._callers: Mapping[bytes, Caller] = {
-            bytes.fromhex(token.sha256): Caller(
-                kind=Kind.USER,
-                name=token.principal,
-                roles=frozenset(token.roles),
-                projects=frozenset(ProjectId(name) for name in token.projects),
-            )
-            for token in tokens
-        }
-
-    @classmethod
-    def load(cls, path: Path) -> "Tokens":
-        """From TOML: [[tokens]] with sha256, principal, roles, projects. Raises ValueError."""
-        try:
-            entries = tomllib.loads(path.read_text()).get("tokens", [])
-            return cls([_token(entry) for entry in entries])
-        except (OSError, tomllib.TOMLDecodeError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"tokens file {path}: {error}") from error
+        self._callers = _by_digest(tokens)
 
     def caller(self, token: str) -> Caller | None:
         digest = hashlib.sha256(token.encode()).digest()
         # Compared in constant time over all of them: how long it takes says nothing about any digest.
         found = [caller for known, caller in self._callers.items() if hmac.compare_digest(known, digest)]
         return found[0] if found else None
+
+
+class TokensFile(Tokens):
+    """The tokens of a TOML file: [[tokens]] with sha256, principal, roles, projects.
+
+    The file is looked at with every call, which costs microseconds: one that is taken out of it is refused
+    from then on. A file that cannot be read leaves the tokens as they were, and an error in the log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError for a file that cannot be read."""
+        self._path = path
+        # Before it is read: what is written meanwhile is then read again, and not missed.
+        self._seen = _signature(path)
+        super().__init__(_read(path))
+
+    def caller(self, token: str) -> Caller | None:
+        self._reload()
+        return super().caller(token)
+
+    def _reload(self) -> None:
+        now = _signature(self._path)
+        if now == self._seen:
+            return
+        self._seen = now
+        try:
+            self._callers = _by_digest(_read(self._path))
+        except ValueError as error:
+            _log.error("the tokens stay as they were: %s", error)
+        else:
+            _log.info("tokens file %s was read again: %d tokens", self._path, len(self._callers))
 
 
 def identify(
@@ -141,6 +158,36 @@ def _by_token(authorization: str, tokens: Tokens) -> Caller:
     if caller is None:
         raise _unauthenticated("the token is not known")
     return caller
+
+
+def _by_digest(tokens: Iterable[Token]) -> Mapping[bytes, Caller]:
+    return {
+        bytes.fromhex(token.sha256): Caller(
+            kind=Kind.USER,
+            name=token.principal,
+            roles=frozenset(token.roles),
+            projects=frozenset(ProjectId(name) for name in token.projects),
+        )
+        for token in tokens
+    }
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Changes when the file is written, or replaced by another one; empty when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+
+
+def _read(path: Path) -> list[Token]:
+    """Raises ValueError."""
+    try:
+        entries = tomllib.loads(path.read_text()).get("tokens", [])
+        return [_token(entry) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"tokens file {path}: {error}") from error
 
 
 def _token(entry: Mapping[str, object]) -> Token:

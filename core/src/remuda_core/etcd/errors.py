@@ -5,12 +5,16 @@ other error here mean "no"; only `OutcomeUnknown` means "perhaps".
 """
 
 from enum import Enum, auto
+from typing import ClassVar
 
 import grpc
 
 
 class EtcdError(Exception):
     """Base of all errors of this package. Unless it is an `OutcomeUnknown`, a write was not applied."""
+
+    permanent: ClassVar[bool] = False
+    """The same request will be refused again: there is no point in trying later."""
 
 
 class Unavailable(EtcdError):
@@ -45,9 +49,13 @@ class FutureRevision(EtcdError):
 class PermissionDenied(EtcdError):
     """The user's roles do not cover the key."""
 
+    permanent = True
+
 
 class AuthenticationFailed(EtcdError):
     """User or password is wrong, missing, or etcd has authentication switched off."""
+
+    permanent = True
 
 
 class NoSpace(EtcdError):
@@ -57,6 +65,8 @@ class NoSpace(EtcdError):
 class TooLarge(EtcdError):
     """The request or a value is beyond etcd's limits (1.5 MiB, 128 operations). Nothing was applied."""
 
+    permanent = True
+
 
 class LeaseNotFound(EtcdError):
     """The lease has expired or was revoked."""
@@ -64,6 +74,8 @@ class LeaseNotFound(EtcdError):
 
 class InvalidRequest(EtcdError):
     """etcd refuses the request as such; a bug in the caller."""
+
+    permanent = True
 
 
 class NotLeader(EtcdError):

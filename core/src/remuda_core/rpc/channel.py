@@ -11,7 +11,7 @@ from remuda_core.rpc.tls import Tls, channel_credentials, is_local
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_METADATA_BYTES = 64 << 10
-"""Rich errors travel in metadata; gRPC's own limit of 8 KiB is less than a placement's rejections."""
+"""gRPC's own limit is 8 KiB. Our errors keep to it (see clipping); callers' tokens and traces need not."""
 
 # Rpcs that change nothing; repeated by the channel while the other side cannot be reached. A stream is
 # repeated only as long as nothing of it has arrived.

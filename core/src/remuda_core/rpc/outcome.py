@@ -12,6 +12,7 @@ from remuda_core.auth.caller import ANONYMOUS, Caller
 from remuda_core.auth.policy import Rule
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.rpc import status
+from remuda_core.rpc.clipping import clip_message
 from remuda_core.telemetry.metrics import Metrics
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -47,7 +48,9 @@ class Outcome:
     async def conclude(self, call: Call, error: BaseException | None, *, seconds: float) -> None:
         """Record the call, then raise what ends it: gRPC's AbortError with the rich status.
 
-        A cancelled call and one that its handler aborted by itself end with their own exception.
+        A cancelled call and one that its handler aborted by itself end with their own exception. A handler
+        that raises CancelledError although nobody cancelled its call is at fault: something that it waited
+        for was cancelled, and gRPC would end the call without any status.
         """
         if error is None:
             self._record(call, _own_code(call), seconds)
@@ -55,7 +58,8 @@ class Outcome:
         if isinstance(error, grpc.aio.AbortError):
             self._record(call, _own_code(call), seconds)
             raise error
-        if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
+        stray = isinstance(error, asyncio.CancelledError) and not _is_cancelled()
+        if not stray and not isinstance(error, Exception):
             self._record(call, grpc.StatusCode.CANCELLED, seconds)
             raise error
         told = status.from_exception(error)
@@ -72,9 +76,15 @@ class Outcome:
         self.metrics.rpc_handled(method=call.method, kind=call.kind, code=code.name, seconds=seconds)
         facts: dict[str, object] = {"method": call.method, "code": code.name, "seconds": round(seconds, 6)}
         if error is not None:
-            log.info("rpc refused", reason=error.reason.value, message=error.message, **facts)
+            message = clip_message(error.message)
+            log.info("rpc refused", reason=error.reason.value, message=message, **facts)
         else:
             log.debug("rpc", **facts)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _own_code(call: Call) -> grpc.StatusCode:

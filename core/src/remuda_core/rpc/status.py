@@ -1,6 +1,7 @@
 """RemudaError to google.rpc.Status and back, and what any exception means to a caller.
 
 Every error carries exactly one ErrorInfo of our domain (AIP-193); further details where the code has one.
+What goes out is cut to a size that fits into gRPC's trailers: see `clipping`.
 """
 
 import asyncio
@@ -8,7 +9,6 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -16,11 +16,14 @@ from grpc import StatusCode
 
 from remuda_core import names
 from remuda_core.errors import DOMAIN, Reason, RemudaError, Violation
-from remuda_core.etcd.errors import EtcdError, OutcomeUnknown
+from remuda_core.etcd.errors import EtcdError, OutcomeUnknown, TooLarge
+from remuda_core.rpc.clipping import clip_message, clips
 
 STATUS_KEY = "grpc-status-details-bin"
 _M = TypeVar("_M", bound=Message)
 _BY_NUMBER = {code.value[0]: code for code in StatusCode}
+_LARGEST_STATUS_BYTES = 4096
+"""It travels in base64, beside its message: together they stay below the 8 KiB that gRPC allows."""
 
 # Errors that did not come from a Remuda service: gRPC's own, a proxy's.
 _FOREIGN: dict[StatusCode, Reason] = {
@@ -32,15 +35,19 @@ _FOREIGN: dict[StatusCode, Reason] = {
     StatusCode.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
     StatusCode.UNIMPLEMENTED: Reason.UNIMPLEMENTED,
 }
+# gRPC's own words about a message beyond its limit; others say RESOURCE_EXHAUSTED when they limit rates.
+_TOO_LARGE = "larger than max"
 
 
 def to_status(error: RemudaError, *, request_id: str = "") -> status_pb2.Status:
-    """Also what is stored in operations; `request_id` becomes a RequestInfo."""
-    status = status_pb2.Status(code=error.code.value[0], message=error.message)
-    for detail in _details(error, request_id):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+    """Also what is stored in operations; `request_id` becomes a RequestInfo. Long texts are cut."""
+    status = status_pb2.Status()
+    for clip in clips():
+        status = status_pb2.Status(code=error.code.value[0], message=clip_message(error.message))
+        for detail in _details(clip(error), request_id):
+            status.details.add().Pack(detail)
+        if status.ByteSize() <= _LARGEST_STATUS_BYTES:
+            break
     return status
 
 
@@ -51,7 +58,7 @@ def from_status(status: status_pb2.Status) -> RemudaError:
     info = _unpacked(status, error_details_pb2.ErrorInfo())
     code = code_of_number(status.code)
     if info is None or info.domain != DOMAIN:
-        reason, metadata = _FOREIGN.get(code, Reason.INTERNAL), {"code": code.name}
+        reason, metadata = _foreign(code, status.message), {"code": code.name}
     elif info.reason in Reason.__members__:
         reason, metadata = Reason(info.reason), dict(info.metadata)
     else:
@@ -66,6 +73,12 @@ def from_status(status: status_pb2.Status) -> RemudaError:
         violations=list(_violations(status)),
         resource="" if resource is None else resource.resource_name,
     )
+
+
+def _foreign(code: StatusCode, message: str) -> Reason:
+    if code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message:
+        return Reason.REQUEST_TOO_LARGE
+    return _FOREIGN.get(code, Reason.INTERNAL)
 
 
 def code_of_number(number: int) -> StatusCode:
@@ -101,6 +114,12 @@ def from_exception(error: BaseException) -> RemudaError | None:
             return from_rpc_error(error)
         case OutcomeUnknown():
             return RemudaError(Reason.OUTCOME_UNKNOWN, "etcd did not say whether the write was applied")
+        case TooLarge():
+            return RemudaError(Reason.REQUEST_TOO_LARGE, "what would have to be kept of it is too large")
+        case EtcdError(permanent=True):
+            # This service may not, or cannot, ask what it asks: the operator's business, and no reason to
+            # let clients try for ever.
+            return None
         case EtcdError():
             return RemudaError(Reason.STORE_UNAVAILABLE, f"etcd: {error}", retry_after_seconds=1.0)
         case asyncio.TimeoutError():

@@ -11,6 +11,11 @@ from structlog.typing import Processor
 
 LEVELS = ("debug", "info", "warning", "error")
 
+# Never the frames' variables: tokens, keys and user data are among them.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure(*, level: str = "info", service: str = "", stream: TextIO | None = None) -> None:
     """Once, at the start of a process; the standard library's loggers go the same way.
@@ -25,7 +30,7 @@ def configure(*, level: str = "info", service: str = "", stream: TextIO | None =
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        _TRACEBACKS,
     ]
     structlog.configure(
         processors=[

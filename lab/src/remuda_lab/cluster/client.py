@@ -15,6 +15,7 @@ import grpc
 from remuda_lab.cluster.toml_text import render
 from remuda_lab.layout import LabPaths
 from remuda_lab.pki import Authority, KeyPair, user_identity
+from remuda_lab.python import console_script
 
 PROJECT = "demo"
 ADMIN = "admin"
@@ -58,7 +59,11 @@ class LabClient:
     @property
     def token(self) -> str:
         """alice's bearer token."""
-        return (self.directory / "token").read_text().strip()
+        return self.token_file.read_text().strip()
+
+    @property
+    def token_file(self) -> Path:
+        return self.directory / "token"
 
     def pair(self, user: str) -> KeyPair:
         return KeyPair(certificate=self.directory / user / "cert.pem", key=self.directory / user / "key.pem")
@@ -103,22 +108,31 @@ class LabClient:
             "\n" + render({f"contexts.{name}": entry}).lstrip() for name, entry in contexts.items()
         )
         self.contexts.write_text(text)
-        lines = [f"export {key}={shlex.quote(value)}\n" for key, value in self.environment().items()]
+        exported = {
+            **self.environment(),
+            "REMUDA_TOKEN_ENDPOINT": self.token_endpoint,
+            "REMUDA_TOKEN_FILE": str(self.token_file),
+        }
+        lines = [f"export {key}={shlex.quote(value)}\n" for key, value in exported.items()]
+        # Where this very installation's `remuda`, `remuda-lab` and `buf` are.
+        lines.append(f"export PATH={shlex.quote(str(Path(console_script('remuda')).parent))}:$PATH\n")
         self.environment_file.write_text("".join(lines))
 
     def how_to(self) -> list[str]:
-        """Lines for a person."""
-        pair = self.pair(ADMIN)
-        call = "remuda.compute.v1.HostService/ListHosts"
+        """Lines for a person's shell; the first one makes the others work."""
+        certificate = '--cacert "$REMUDA_CACERT" --cert "$REMUDA_CERT" --key "$REMUDA_KEY"'
+        token = '-H "Authorization: Bearer $(cat "$REMUDA_TOKEN_FILE")"'
+        instances = f"""-d '{{"parent": "projects/{PROJECT}"}}' """
+        service = "remuda.compute.v1.InstanceService/ListInstances"
         return [
-            f". {self.environment_file}",
+            f". {shlex.quote(str(self.environment_file))}",
             "remuda host list",
-            f"remuda --help                  # as another: REMUDA_CONFIG={self.contexts}, --context alice",
-            f"buf curl --cacert {self.ca} --cert {pair.certificate} --key {pair.key} \\",
-            f"    https://{self.endpoint}/{call}",
-            f"buf curl --cacert {self.ca} -H 'Authorization: Bearer {self.token}' \\",
-            f'    -d \'{{"parent": "projects/{PROJECT}"}}\' '
-            f"https://{self.token_endpoint}/remuda.compute.v1.InstanceService/ListInstances",
+            f"remuda --config {shlex.quote(str(self.contexts))} --context alice instance list",
+            f"buf curl --protocol grpc {certificate} https://$REMUDA_ENDPOINT/remuda.compute.v1.HostService/ListHosts",
+            f'buf curl --protocol grpc --cacert "$REMUDA_CACERT" {token} {instances}'
+            f"https://$REMUDA_TOKEN_ENDPOINT/{service}",
+            f"grpcurl {certificate.replace('--', '-')} $REMUDA_ENDPOINT list",
+            f'grpcurl -cacert "$REMUDA_CACERT" {token} {instances}$REMUDA_TOKEN_ENDPOINT {service}',
         ]
 
 
@@ -127,9 +141,8 @@ def make_client(paths: LabPaths, authority: Authority) -> LabClient:
     client = LabClient(directory=paths.client, ca=authority.certificate)
     for user, roles in USERS.items():
         authority.issue(user_identity(user, roles), paths.client / user)
-    token = paths.client / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_urlsafe(32) + "\n")
+    client.token_file.touch(mode=0o600)
+    client.token_file.write_text(secrets.token_urlsafe(32) + "\n")
     return client
 
 

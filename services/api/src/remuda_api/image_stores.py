@@ -71,18 +71,19 @@ class ImageStores:
     async def upload(
         self, first: pb.UploadImageRequest, rest: AsyncIterator[pb.UploadImageRequest]
     ) -> pb.UploadImageResponse:
-        """A store is chosen once; a client whose stream breaks asks GetUpload where to go on."""
+        """A store is chosen once; a client whose stream breaks asks GetUpload where to go on.
+
+        Raises what `rest` raises; what came before is then kept by the store.
+        """
         async for _, stub in self._reachable():
-
-            async def frames() -> AsyncIterator[pb.UploadImageRequest]:
-                yield first
-                async for frame in rest:
-                    yield frame
-
+            frames = _Frames(first, rest)
             try:
-                return await stub.UploadImage(frames(), **outgoing(_STREAM_SECONDS))
+                answer = await stub.UploadImage(frames.sent(), **outgoing(_STREAM_SECONDS))
             except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from error
+                raise frames.failure or from_rpc_error(error) from error
+            if frames.failure is not None:
+                raise frames.failure
+            return answer
         raise _none_left()
 
     async def _reachable(self) -> "AsyncIterator[tuple[str, ImageServiceAsyncStub]]":
@@ -134,6 +135,27 @@ class ImageStores:
         if endpoint in self._endpoints:
             self._endpoints.remove(endpoint)
             self._endpoints.append(endpoint)
+
+
+class _Frames:
+    """A client's frames on their way to a store.
+
+    An error among them ends the stream in order and is kept: raised inside gRPC, it would only cancel the
+    call to the store, and nobody would learn why.
+    """
+
+    def __init__(self, first: pb.UploadImageRequest, rest: AsyncIterator[pb.UploadImageRequest]) -> None:
+        self._first = first
+        self._rest = rest
+        self.failure: Exception | None = None
+
+    async def sent(self) -> AsyncIterator[pb.UploadImageRequest]:
+        yield self._first
+        try:
+            async for frame in self._rest:
+                yield frame
+        except Exception as error:
+            self.failure = error
 
 
 async def _connected(channel: grpc.aio.Channel) -> bool:

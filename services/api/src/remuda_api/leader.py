@@ -31,6 +31,8 @@ OpenChannel = Callable[[str], grpc.aio.Channel]
 # that died stands there until its lease ends.
 _PATIENCE_SECONDS = 2.0
 _CALL_SECONDS = 10.0
+# No limit of its own: the caller's deadline counts.
+_STREAM_SECONDS = 24 * 3600.0
 # Jitter of a re-subscription: all watchers of all replicas come back at once after an election.
 _RESUBSCRIBE_SECONDS = (0.1, 2.0)
 _MOVED = frozenset({Reason.NOT_LEADER, Reason.NO_LEADER, Reason.UNAVAILABLE, Reason.SHUTTING_DOWN})
@@ -78,7 +80,7 @@ class LeaderLink:
         request = live_pb2.WatchProgressRequest(operation_id=operation)
         while True:
             try:
-                async for response in self._stub().WatchProgress(request):
+                async for response in self._stub().WatchProgress(request, **outgoing(_STREAM_SECONDS)):
                     yield response.progress
             except grpc.aio.AioRpcError as error:
                 _log.debug("progress of %s: %s", operation, error.details())

@@ -19,7 +19,7 @@ from remuda.compute.v1.operation_pb2_grpc import add_OperationServiceServicer_to
 from remuda.image.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 from remuda.store.v1 import host_pb2, image_pb2, instance_pb2, operation_pb2
 from remuda_core.auth.caller import Kind
-from remuda_core.auth.identity import Tokens
+from remuda_core.auth.identity import TokensFile
 from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
@@ -185,11 +185,11 @@ def _services(
     )
 
 
-def _tokens(settings: ApiSettings) -> Tokens | None:
+def _tokens(settings: ApiSettings) -> TokensFile | None:
     if settings.tokens_file is None:
         return None
     try:
-        return Tokens.load(settings.tokens_file)
+        return TokensFile(settings.tokens_file)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

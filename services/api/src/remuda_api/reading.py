@@ -14,7 +14,7 @@ from remuda.store.v1 import image_pb2 as image_records
 from remuda.store.v1 import instance_pb2 as records
 from remuda.store.v1 import operation_pb2 as operation_records
 from remuda_core import names
-from remuda_core.errors import not_found
+from remuda_core.errors import Reason, RemudaError, not_found
 from remuda_core.etcd.cache import Entry, PrefixCache
 from remuda_core.etcd.client import Etcd
 from remuda_core.ids import HostId, InstanceId, NetworkId, OperationId
@@ -42,6 +42,20 @@ class Reads:
         self._keys = caches.keys
         self._resolver = resolver
         self._usage: tuple[tuple[int, int, int], Mapping[str, Usage]] = ((0, 0, 0), {})
+
+    async def require_revision(self, wanted: int) -> None:
+        """Raises RemudaError REVISION_AHEAD when etcd has never been there.
+
+        The read is linearizable: whoever was told of `wanted` by anybody finds it, unless etcd was restored
+        from a backup since.
+        """
+        present = (await self._etcd.range_key(self._keys.leader)).revision
+        if wanted > present:
+            raise RemudaError(
+                Reason.REVISION_AHEAD,
+                f"the store is at revision {present}, {wanted} was asked for",
+                metadata={"revision": str(present)},
+            )
 
     # --- instances ---
 

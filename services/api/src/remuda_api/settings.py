@@ -24,7 +24,7 @@ class ApiSettings(ServiceSettings):
     token_listen: str = ""
     """A second address, for clients with a bearer token and without a certificate; empty: none."""
     tokens_file: Path | None = None
-    """TOML with [[tokens]]: sha256, principal, roles, projects."""
+    """TOML with [[tokens]]: sha256, principal, roles, projects; read again whenever it changes."""
     image_stores: tuple[str, ...] = ()
     """host:port of every image store; all share one backend."""
     sd_targets: tuple[TargetGroup, ...] = ()

@@ -10,6 +10,7 @@ another replica starts over.
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -72,6 +73,22 @@ class Importer:
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
+    async def admit(self, found: Found, *, committed: int) -> None:
+        """Before bytes beyond `committed` are taken: what cannot become an image need not be sent.
+
+        Raises IMAGE_REFUSED (then the image is FAILED), DISK_FULL.
+        """
+        try:
+            self._check_size(found)
+        except Refused as refused:
+            # Whoever has changed it meanwhile decides what it is.
+            with contextlib.suppress(Changed):
+                await self._fail(found, refused.message)
+            raise
+        space = await asyncio.to_thread(self._content.blobs.space)
+        if space is not None and space.free_bytes < found.record.image.file_bytes - committed:
+            raise RemudaError(Reason.DISK_FULL, "the image store has no room left for this file")
+
     async def complete(self, image: ImageId) -> Found:
         """The ACTIVE image. Raises IMAGE_REFUSED (then the image is FAILED), DIGEST_MISMATCH for a wrong
         SHA-256 (the same), DISK_FULL, STATE_FORBIDS_ACTION.
@@ -99,7 +116,8 @@ class Importer:
                 return found
             if found.state not in TAKES_BYTES:
                 raise no_longer(found, "UPLOADING")
-            self._check_room(found)
+            await self.admit(found, committed=found.record.image.file_bytes)
+            self._check_scratch(found)
             work = Path(tempfile.mkdtemp(prefix=f"{image}.", dir=self._scratch))
             try:
                 active = await self._work(found, work)
@@ -110,11 +128,15 @@ class Importer:
         await self._content.delete_parts(image)
         return active
 
-    def _check_room(self, found: Found) -> None:
-        size = found.record.image.file_bytes
-        if size > self._scratch_bytes:
-            raise Refused(f"a file of {size} bytes is larger than the {self._scratch_bytes} allowed here")
-        if shutil.disk_usage(self._scratch).free < size:
+    def _check_size(self, found: Found) -> None:
+        size, most = found.record.image.file_bytes, self._scratch_bytes
+        if found.record.image.format == Image.FORMAT_RAW:
+            most = min(most, self._largest_bytes)
+        if size > most:
+            raise Refused(f"a file of {size} bytes is larger than the {most} allowed here")
+
+    def _check_scratch(self, found: Found) -> None:
+        if shutil.disk_usage(self._scratch).free < found.record.image.file_bytes:
             raise RemudaError(Reason.DISK_FULL, "the image store has no scratch room left for this file")
 
     async def _work(self, found: Found, work: Path) -> Found:

@@ -28,7 +28,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremuda/compute/v1/flavor.proto\x12\x11remuda.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xc9\x01\n\x06\x46lavor\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x1d\n\x05vcpus\x18\x03 \x01(\x05\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x1a\x05\x18\x80\x04(\x01\x12$\n\nmemory_mib\x18\x04 \x01(\x03\x42\x10\xe2\x41\x01\x02\xbaH\t\"\x07\x18\x80\x80\x80\x08(\x10\x12\x1d\n\x08\x64isk_gib\x18\x05 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x80\x80\x04(\x00:9\xea\x41\x36\n\x11remuda.dev/Flavor\x12\x10\x66lavors/{flavor}*\x07\x66lavors2\x06\x66lavor\"\xbc\x01\n\x13\x43reateFlavorRequest\x12\x43\n\tflavor_id\x18\x01 \x01(\tB0\xe2\x41\x01\x02\xbaH)r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$\x12\x35\n\x06\x66lavor\x18\x02 \x01(\x0b\x32\x19.remuda.compute.v1.FlavorB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"<\n\x10GetFlavorRequest\x12(\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x32\x0f^flavors/[^/]+$\"D\n\x12ListFlavorsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListFlavorsResponse\x12*\n\x07\x66lavors\x18\x01 \x03(\x0b\x32\x19.remuda.compute.v1.Flavor\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"x\n\x13\x44\x65leteFlavorRequest\x12(\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x32\x0f^flavors/[^/]+$\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t2\xdd\x02\n\rFlavorService\x12Q\n\x0c\x43reateFlavor\x12&.remuda.compute.v1.CreateFlavorRequest\x1a\x19.remuda.compute.v1.Flavor\x12K\n\tGetFlavor\x12#.remuda.compute.v1.GetFlavorRequest\x1a\x19.remuda.compute.v1.Flavor\x12\\\n\x0bListFlavors\x12%.remuda.compute.v1.ListFlavorsRequest\x1a&.remuda.compute.v1.ListFlavorsResponse\x12N\n\x0c\x44\x65leteFlavor\x12&.remuda.compute.v1.DeleteFlavorRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremuda/compute/v1/flavor.proto\x12\x11remuda.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xda\x01\n\x06\x46lavor\x12\x1a\n\x04name\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x08\xbaH\x05r\x03\x18\x80\x08\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x05vcpus\x18\x03 \x01(\x05\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x1a\x05\x18\x80\x04(\x01\x12$\n\nmemory_mib\x18\x04 \x01(\x03\x42\x10\xe2\x41\x01\x02\xbaH\t\"\x07\x18\x80\x80\x80\x08(\x10\x12\x1d\n\x08\x64isk_gib\x18\x05 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x80\x80\x04(\x00:9\xea\x41\x36\n\x11remuda.dev/Flavor\x12\x10\x66lavors/{flavor}*\x07\x66lavors2\x06\x66lavor\"\xc9\x01\n\x13\x43reateFlavorRequest\x12\x43\n\tflavor_id\x18\x01 \x01(\tB0\xe2\x41\x01\x02\xbaH)r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$\x12\x35\n\x06\x66lavor\x18\x02 \x01(\x0b\x32\x19.remuda.compute.v1.FlavorB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"B\n\x10GetFlavorRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xbaH\x19r\x17\x32\x15^flavors/[^/]{1,253}$\"N\n\x12ListFlavorsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"Z\n\x13ListFlavorsResponse\x12*\n\x07\x66lavors\x18\x01 \x03(\x0b\x32\x19.remuda.compute.v1.Flavor\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x94\x01\n\x13\x44\x65leteFlavorRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xbaH\x19r\x17\x32\x15^flavors/[^/]{1,253}$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x32\xdd\x02\n\rFlavorService\x12Q\n\x0c\x43reateFlavor\x12&.remuda.compute.v1.CreateFlavorRequest\x1a\x19.remuda.compute.v1.Flavor\x12K\n\tGetFlavor\x12#.remuda.compute.v1.GetFlavorRequest\x1a\x19.remuda.compute.v1.Flavor\x12\\\n\x0bListFlavors\x12%.remuda.compute.v1.ListFlavorsRequest\x1a&.remuda.compute.v1.ListFlavorsResponse\x12N\n\x0c\x44\x65leteFlavor\x12&.remuda.compute.v1.DeleteFlavorRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remuda.compute.v1.flavor_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FLAVOR'].fields_by_name['name']._loaded_options = None
-  _globals['_FLAVOR'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_FLAVOR'].fields_by_name['name']._serialized_options = b'\342A\001\010\272H\005r\003\030\200\010'
+  _globals['_FLAVOR'].fields_by_name['etag']._loaded_options = None
+  _globals['_FLAVOR'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_FLAVOR'].fields_by_name['vcpus']._loaded_options = None
   _globals['_FLAVOR'].fields_by_name['vcpus']._serialized_options = b'\342A\001\002\272H\007\032\005\030\200\004(\001'
   _globals['_FLAVOR'].fields_by_name['memory_mib']._loaded_options = None
@@ -49,24 +51,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEFLAVORREQUEST'].fields_by_name['flavor_id']._serialized_options = b'\342A\001\002\272H)r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$'
   _globals['_CREATEFLAVORREQUEST'].fields_by_name['flavor']._loaded_options = None
   _globals['_CREATEFLAVORREQUEST'].fields_by_name['flavor']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_CREATEFLAVORREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATEFLAVORREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_GETFLAVORREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_GETFLAVORREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\023r\0212\017^flavors/[^/]+$'
+  _globals['_GETFLAVORREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\031r\0272\025^flavors/[^/]{1,253}$'
   _globals['_LISTFLAVORSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTFLAVORSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTFLAVORSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTFLAVORSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\020'
   _globals['_DELETEFLAVORREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_DELETEFLAVORREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\023r\0212\017^flavors/[^/]+$'
+  _globals['_DELETEFLAVORREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\031r\0272\025^flavors/[^/]{1,253}$'
+  _globals['_DELETEFLAVORREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_DELETEFLAVORREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_DELETEFLAVORREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DELETEFLAVORREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_FLAVOR']._serialized_start=172
-  _globals['_FLAVOR']._serialized_end=373
-  _globals['_CREATEFLAVORREQUEST']._serialized_start=376
-  _globals['_CREATEFLAVORREQUEST']._serialized_end=564
-  _globals['_GETFLAVORREQUEST']._serialized_start=566
-  _globals['_GETFLAVORREQUEST']._serialized_end=626
-  _globals['_LISTFLAVORSREQUEST']._serialized_start=628
-  _globals['_LISTFLAVORSREQUEST']._serialized_end=696
-  _globals['_LISTFLAVORSRESPONSE']._serialized_start=698
-  _globals['_LISTFLAVORSRESPONSE']._serialized_end=788
-  _globals['_DELETEFLAVORREQUEST']._serialized_start=790
-  _globals['_DELETEFLAVORREQUEST']._serialized_end=910
-  _globals['_FLAVORSERVICE']._serialized_start=913
-  _globals['_FLAVORSERVICE']._serialized_end=1262
+  _globals['_FLAVOR']._serialized_end=390
+  _globals['_CREATEFLAVORREQUEST']._serialized_start=393
+  _globals['_CREATEFLAVORREQUEST']._serialized_end=594
+  _globals['_GETFLAVORREQUEST']._serialized_start=596
+  _globals['_GETFLAVORREQUEST']._serialized_end=662
+  _globals['_LISTFLAVORSREQUEST']._serialized_start=664
+  _globals['_LISTFLAVORSREQUEST']._serialized_end=742
+  _globals['_LISTFLAVORSRESPONSE']._serialized_start=744
+  _globals['_LISTFLAVORSRESPONSE']._serialized_end=834
+  _globals['_DELETEFLAVORREQUEST']._serialized_start=837
+  _globals['_DELETEFLAVORREQUEST']._serialized_end=985
+  _globals['_FLAVORSERVICE']._serialized_start=988
+  _globals['_FLAVORSERVICE']._serialized_end=1337
 # @@protoc_insertion_point(module_scope)

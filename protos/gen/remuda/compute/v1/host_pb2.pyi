@@ -296,8 +296,8 @@ class CreateHostRequest(_message.Message):
     host_id: _builtins.str
     """The host's UUID, as in its certificate."""
     request_id: _builtins.str
-    """UUID; the same id gives the same host. Its token is drawn anew as long as nobody has enrolled with it,
-    since only the digest of the first one is kept.
+    """UUID; the same id gives the same host and token. Only the token's digest is stored: a replica that does not
+    remember the token draws it anew, as long as nobody has enrolled with it.
     """
     validate_only: _builtins.bool
     """All checks and no effect."""
@@ -537,7 +537,7 @@ class ExplainPlacementRequest(_message.Message):
     """hosts/{host} that is asked for; empty: any."""
     @_builtins.property
     def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """networks/{network} that must exist on the host."""
+        """networks/{network} that must exist on the host; at most 8."""
 
     def __init__(
         self,

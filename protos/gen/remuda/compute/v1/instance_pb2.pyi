@@ -221,7 +221,7 @@ class Instance(_message.Message):
     """Size of the system disk in GiB, from the flavor at launch."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The owner's labels; at most 64."""
+        """The owner's labels; at most 64, 8 KiB in all; a key has 1 to 63 characters, a value at most 255 bytes."""
 
     @_builtins.property
     def network_interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkInterface]:
@@ -483,7 +483,7 @@ class UpdateInstanceRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Any of display_name, labels; empty: both."""
+        """Any of display_name, labels (all of them) and labels.KEY (set, or removed if absent); empty: the first two."""
 
     def __init__(
         self,
@@ -679,7 +679,7 @@ class LiveMigrateInstanceRequest(_message.Message):
     """All checks, placement included, and no effect."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Time from admission to the switch-over; unset: 1 h."""
+        """Time from admission to the switch-over, at most 7 days; unset: 1 h."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fremuda/compute/v1/network.proto\x12\x11remuda.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xe7\x02\n\x07Network\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12%\n\x10physical_network\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1a\n\x04\x63idr\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xd8\x01\x01\x12\x1b\n\x07gateway\x18\x05 \x01(\tB\n\xbaH\x07r\x02x\x01\xd8\x01\x01\x12$\n\x10\x61llocation_start\x18\x06 \x01(\tB\n\xbaH\x07r\x02x\x01\xd8\x01\x01\x12\"\n\x0e\x61llocation_end\x18\x07 \x01(\tB\n\xbaH\x07r\x02x\x01\xd8\x01\x01\x12!\n\x0b\x64ns_servers\x18\x08 \x03(\tB\x0c\xbaH\t\x92\x01\x06\"\x04r\x02x\x01\x12\x18\n\x03mtu\x18\t \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xff\xff\x03(\x00\x12\x13\n\x05ports\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03:>\xea\x41;\n\x12remuda.dev/Network\x12\x12networks/{network}*\x08networks2\x07network\"\xbf\x01\n\x14\x43reateNetworkRequest\x12\x43\n\nnetwork_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$\x12\x37\n\x07network\x18\x02 \x01(\x0b\x32\x1a.remuda.compute.v1.NetworkB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\">\n\x11GetNetworkRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^networks/[^/]+$\"E\n\x13ListNetworksRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x14ListNetworksResponse\x12,\n\x08networks\x18\x01 \x03(\x0b\x32\x1a.remuda.compute.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14\x44\x65leteNetworkRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^networks/[^/]+$\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t2\xe9\x02\n\x0eNetworkService\x12T\n\rCreateNetwork\x12\'.remuda.compute.v1.CreateNetworkRequest\x1a\x1a.remuda.compute.v1.Network\x12N\n\nGetNetwork\x12$.remuda.compute.v1.GetNetworkRequest\x1a\x1a.remuda.compute.v1.Network\x12_\n\x0cListNetworks\x12&.remuda.compute.v1.ListNetworksRequest\x1a\'.remuda.compute.v1.ListNetworksResponse\x12P\n\rDeleteNetwork\x12\'.remuda.compute.v1.DeleteNetworkRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fremuda/compute/v1/network.proto\x12\x11remuda.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xfc\x02\n\x07Network\x12\x1a\n\x04name\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x08\xbaH\x05r\x03\x18\x80\x08\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\'\n\x10physical_network\x18\x03 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18?\x12\x1a\n\x04\x63idr\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xd8\x01\x01\x12\x1b\n\x07gateway\x18\x05 \x01(\tB\n\xbaH\x07r\x02x\x01\xd8\x01\x01\x12$\n\x10\x61llocation_start\x18\x06 \x01(\tB\n\xbaH\x07r\x02x\x01\xd8\x01\x01\x12\"\n\x0e\x61llocation_end\x18\x07 \x01(\tB\n\xbaH\x07r\x02x\x01\xd8\x01\x01\x12#\n\x0b\x64ns_servers\x18\x08 \x03(\tB\x0e\xbaH\x0b\x92\x01\x08\x10\x08\"\x04r\x02x\x01\x12\x18\n\x03mtu\x18\t \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xff\xff\x03(\x00\x12\x13\n\x05ports\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03:>\xea\x41;\n\x12remuda.dev/Network\x12\x12networks/{network}*\x08networks2\x07network\"\xcc\x01\n\x14\x43reateNetworkRequest\x12\x43\n\nnetwork_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$\x12\x37\n\x07network\x18\x02 \x01(\x0b\x32\x1a.remuda.compute.v1.NetworkB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"D\n\x11GetNetworkRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x32\x16^networks/[^/]{1,253}$\"O\n\x13ListNetworksRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"]\n\x14ListNetworksResponse\x12,\n\x08networks\x18\x01 \x03(\x0b\x32\x1a.remuda.compute.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x14\x44\x65leteNetworkRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x32\x16^networks/[^/]{1,253}$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x32\xe9\x02\n\x0eNetworkService\x12T\n\rCreateNetwork\x12\'.remuda.compute.v1.CreateNetworkRequest\x1a\x1a.remuda.compute.v1.Network\x12N\n\nGetNetwork\x12$.remuda.compute.v1.GetNetworkRequest\x1a\x1a.remuda.compute.v1.Network\x12_\n\x0cListNetworks\x12&.remuda.compute.v1.ListNetworksRequest\x1a\'.remuda.compute.v1.ListNetworksResponse\x12P\n\rDeleteNetwork\x12\'.remuda.compute.v1.DeleteNetworkRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remuda.compute.v1.network_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NETWORK'].fields_by_name['name']._loaded_options = None
-  _globals['_NETWORK'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_NETWORK'].fields_by_name['name']._serialized_options = b'\342A\001\010\272H\005r\003\030\200\010'
+  _globals['_NETWORK'].fields_by_name['etag']._loaded_options = None
+  _globals['_NETWORK'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_NETWORK'].fields_by_name['physical_network']._loaded_options = None
-  _globals['_NETWORK'].fields_by_name['physical_network']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_NETWORK'].fields_by_name['physical_network']._serialized_options = b'\342A\001\002\272H\006r\004\020\001\030?'
   _globals['_NETWORK'].fields_by_name['cidr']._loaded_options = None
   _globals['_NETWORK'].fields_by_name['cidr']._serialized_options = b'\342A\001\002\272H\005r\003\330\001\001'
   _globals['_NETWORK'].fields_by_name['gateway']._loaded_options = None
@@ -48,7 +50,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NETWORK'].fields_by_name['allocation_end']._loaded_options = None
   _globals['_NETWORK'].fields_by_name['allocation_end']._serialized_options = b'\272H\007r\002x\001\330\001\001'
   _globals['_NETWORK'].fields_by_name['dns_servers']._loaded_options = None
-  _globals['_NETWORK'].fields_by_name['dns_servers']._serialized_options = b'\272H\t\222\001\006\"\004r\002x\001'
+  _globals['_NETWORK'].fields_by_name['dns_servers']._serialized_options = b'\272H\013\222\001\010\020\010\"\004r\002x\001'
   _globals['_NETWORK'].fields_by_name['mtu']._loaded_options = None
   _globals['_NETWORK'].fields_by_name['mtu']._serialized_options = b'\272H\010\032\006\030\377\377\003(\000'
   _globals['_NETWORK'].fields_by_name['ports']._loaded_options = None
@@ -59,24 +61,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATENETWORKREQUEST'].fields_by_name['network_id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$'
   _globals['_CREATENETWORKREQUEST'].fields_by_name['network']._loaded_options = None
   _globals['_CREATENETWORKREQUEST'].fields_by_name['network']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_CREATENETWORKREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATENETWORKREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_GETNETWORKREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_GETNETWORKREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\024r\0222\020^networks/[^/]+$'
+  _globals['_GETNETWORKREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\032r\0302\026^networks/[^/]{1,253}$'
   _globals['_LISTNETWORKSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTNETWORKSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTNETWORKSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTNETWORKSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\020'
   _globals['_DELETENETWORKREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_DELETENETWORKREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\024r\0222\020^networks/[^/]+$'
+  _globals['_DELETENETWORKREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\032r\0302\026^networks/[^/]{1,253}$'
+  _globals['_DELETENETWORKREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_DELETENETWORKREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_DELETENETWORKREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DELETENETWORKREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_NETWORK']._serialized_start=173
-  _globals['_NETWORK']._serialized_end=532
-  _globals['_CREATENETWORKREQUEST']._serialized_start=535
-  _globals['_CREATENETWORKREQUEST']._serialized_end=726
-  _globals['_GETNETWORKREQUEST']._serialized_start=728
-  _globals['_GETNETWORKREQUEST']._serialized_end=790
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=792
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=861
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=863
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=956
-  _globals['_DELETENETWORKREQUEST']._serialized_start=958
-  _globals['_DELETENETWORKREQUEST']._serialized_end=1080
-  _globals['_NETWORKSERVICE']._serialized_start=1083
-  _globals['_NETWORKSERVICE']._serialized_end=1444
+  _globals['_NETWORK']._serialized_end=553
+  _globals['_CREATENETWORKREQUEST']._serialized_start=556
+  _globals['_CREATENETWORKREQUEST']._serialized_end=760
+  _globals['_GETNETWORKREQUEST']._serialized_start=762
+  _globals['_GETNETWORKREQUEST']._serialized_end=830
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=832
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=911
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=913
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1006
+  _globals['_DELETENETWORKREQUEST']._serialized_start=1009
+  _globals['_DELETENETWORKREQUEST']._serialized_end=1159
+  _globals['_NETWORKSERVICE']._serialized_start=1162
+  _globals['_NETWORKSERVICE']._serialized_end=1523
 # @@protoc_insertion_point(module_scope)

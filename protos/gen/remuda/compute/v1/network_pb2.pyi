@@ -54,7 +54,7 @@ class Network(_message.Message):
     """Ports taken."""
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Name servers for guests."""
+        """Name servers for guests; at most 8."""
 
     def __init__(
         self,

@@ -51,6 +51,8 @@ class OperationMetadata(_message.Message):
         """It failed; Operation.error says why."""
         STATE_CANCELLED: OperationMetadata._State.ValueType  # 7
         """It was cancelled before its point of no return."""
+        STATE_WAITING_FOR_OPERATOR: OperationMetadata._State.ValueType  # 8
+        """Only a person can decide how it goes on; the instance's events say why."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where the operation stands."""
@@ -71,6 +73,8 @@ class OperationMetadata(_message.Message):
     """It failed; Operation.error says why."""
     STATE_CANCELLED: OperationMetadata.State.ValueType  # 7
     """It was cancelled before its point of no return."""
+    STATE_WAITING_FOR_OPERATOR: OperationMetadata.State.ValueType  # 8
+    """Only a person can decide how it goes on; the instance's events say why."""
 
     class _CancelOutcome:
         ValueType = _typing.NewType("ValueType", _builtins.int)

@@ -26,13 +26,17 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/image/v1/chunk.proto\x12\x0fremuda.image.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x05Grant\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x17\n\x0freadable_images\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x0bSignedGrant\x12\r\n\x05grant\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"G\n\x08Manifest\x12\x15\n\rvirtual_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"e\n\x12GetManifestRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\'\n\x13GetManifestResponse\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"\x82\x01\n\x11ReadChunksRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x07\x64igests\x18\x03 \x03(\x0c\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08\"\xd0\x01\n\x12ReadChunksResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12>\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32,.remuda.image.v1.ReadChunksResponse.Encoding\"N\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NCODING_IDENTITY\x10\x01\x12\x11\n\rENCODING_ZSTD\x10\x02\x32\xc1\x01\n\x0c\x43hunkService\x12X\n\x0bGetManifest\x12#.remuda.image.v1.GetManifestRequest\x1a$.remuda.image.v1.GetManifestResponse\x12W\n\nReadChunks\x12\".remuda.image.v1.ReadChunksRequest\x1a#.remuda.image.v1.ReadChunksResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/image/v1/chunk.proto\x12\x0fremuda.image.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x05Grant\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x17\n\x0freadable_images\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x0bSignedGrant\x12\x18\n\x05grant\x18\x01 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1a\n\tsignature\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"G\n\x08Manifest\x12\x15\n\rvirtual_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"e\n\x12GetManifestRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\'\n\x13GetManifestResponse\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"\x88\x01\n\x11ReadChunksRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\"\n\x07\x64igests\x18\x03 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x80\x08\"\x04z\x02h \"\xd0\x01\n\x12ReadChunksResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12>\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32,.remuda.image.v1.ReadChunksResponse.Encoding\"N\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NCODING_IDENTITY\x10\x01\x12\x11\n\rENCODING_ZSTD\x10\x02\x32\xc1\x01\n\x0c\x43hunkService\x12X\n\x0bGetManifest\x12#.remuda.image.v1.GetManifestRequest\x1a$.remuda.image.v1.GetManifestResponse\x12W\n\nReadChunks\x12\".remuda.image.v1.ReadChunksRequest\x1a#.remuda.image.v1.ReadChunksResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remuda.image.v1.chunk_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SIGNEDGRANT'].fields_by_name['grant']._loaded_options = None
+  _globals['_SIGNEDGRANT'].fields_by_name['grant']._serialized_options = b'\272H\006z\004\030\200\200\004'
+  _globals['_SIGNEDGRANT'].fields_by_name['signature']._loaded_options = None
+  _globals['_SIGNEDGRANT'].fields_by_name['signature']._serialized_options = b'\272H\004z\002\030@'
   _globals['_GETMANIFESTREQUEST'].fields_by_name['grant']._loaded_options = None
   _globals['_GETMANIFESTREQUEST'].fields_by_name['grant']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETMANIFESTREQUEST'].fields_by_name['image_id']._loaded_options = None
@@ -42,23 +46,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READCHUNKSREQUEST'].fields_by_name['image_id']._loaded_options = None
   _globals['_READCHUNKSREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_READCHUNKSREQUEST'].fields_by_name['digests']._loaded_options = None
-  _globals['_READCHUNKSREQUEST'].fields_by_name['digests']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\010'
+  _globals['_READCHUNKSREQUEST'].fields_by_name['digests']._serialized_options = b'\272H\016\222\001\013\010\001\020\200\010\"\004z\002h '
   _globals['_GRANT']._serialized_start=110
   _globals['_GRANT']._serialized_end=230
   _globals['_SIGNEDGRANT']._serialized_start=232
-  _globals['_SIGNEDGRANT']._serialized_end=279
-  _globals['_MANIFEST']._serialized_start=281
-  _globals['_MANIFEST']._serialized_end=352
-  _globals['_GETMANIFESTREQUEST']._serialized_start=354
-  _globals['_GETMANIFESTREQUEST']._serialized_end=455
-  _globals['_GETMANIFESTRESPONSE']._serialized_start=457
-  _globals['_GETMANIFESTRESPONSE']._serialized_end=496
-  _globals['_READCHUNKSREQUEST']._serialized_start=499
-  _globals['_READCHUNKSREQUEST']._serialized_end=629
-  _globals['_READCHUNKSRESPONSE']._serialized_start=632
-  _globals['_READCHUNKSRESPONSE']._serialized_end=840
-  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_start=762
-  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_end=840
-  _globals['_CHUNKSERVICE']._serialized_start=843
-  _globals['_CHUNKSERVICE']._serialized_end=1036
+  _globals['_SIGNEDGRANT']._serialized_end=299
+  _globals['_MANIFEST']._serialized_start=301
+  _globals['_MANIFEST']._serialized_end=372
+  _globals['_GETMANIFESTREQUEST']._serialized_start=374
+  _globals['_GETMANIFESTREQUEST']._serialized_end=475
+  _globals['_GETMANIFESTRESPONSE']._serialized_start=477
+  _globals['_GETMANIFESTRESPONSE']._serialized_end=516
+  _globals['_READCHUNKSREQUEST']._serialized_start=519
+  _globals['_READCHUNKSREQUEST']._serialized_end=655
+  _globals['_READCHUNKSRESPONSE']._serialized_start=658
+  _globals['_READCHUNKSRESPONSE']._serialized_end=866
+  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_start=788
+  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_end=866
+  _globals['_CHUNKSERVICE']._serialized_start=869
+  _globals['_CHUNKSERVICE']._serialized_end=1062
 # @@protoc_insertion_point(module_scope)

@@ -116,7 +116,7 @@ class Image(_message.Message):
     format: Global___Image.Format.ValueType
     """Format of the file that is uploaded."""
     file_bytes: _builtins.int
-    """Size of that file in bytes; known before the upload begins."""
+    """Size of that file in bytes, at most 16 TiB; known before the upload begins."""
     sha256: _builtins.str
     """SHA-256 of that file, lower-case hex; checked when given."""
     virtual_bytes: _builtins.int

@@ -111,6 +111,26 @@ class LiveMigrateState(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class BridgesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
     SOURCE_HOST_ID_FIELD_NUMBER: _builtins.int
     TARGET_HOST_ID_FIELD_NUMBER: _builtins.int
@@ -127,6 +147,8 @@ class LiveMigrateState(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     ADMIT_TIME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    BRIDGES_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     """UUID of the migration."""
     source_host_id: _builtins.str
@@ -147,6 +169,8 @@ class LiveMigrateState(_message.Message):
     """RUNNING or PAUSED: enforced on the target."""
     kind: _migration_pb2_1.Migration.Kind.ValueType
     """UNKNOWN downtime is unset."""
+    split: _builtins.bool
+    """Both hosts were seen to run the guest: the copy that is not on record is paused, an operator decides."""
     @_builtins.property
     def ended(self) -> _migration_pb2.MigrationEnded:
         """What the source said at the end of the job."""
@@ -171,6 +195,10 @@ class LiveMigrateState(_message.Message):
     def admit_time(self) -> _timestamp_pb2.Timestamp:
         """When the operation was admitted, for the deadline."""
 
+    @_builtins.property
+    def bridges(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Bridge of the target per physical network, from prepare_incoming."""
+
     def __init__(
         self,
         *,
@@ -190,10 +218,12 @@ class LiveMigrateState(_message.Message):
         refusal: _status_pb2.Status | None = ...,
         admit_time: _timestamp_pb2.Timestamp | None = ...,
         kind: _migration_pb2_1.Migration.Kind.ValueType = ...,
+        bridges: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        split: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admit_time", b"admit_time", "ended", b"ended", "finished", b"finished", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit_time", b"admit_time", "desired_run_state", b"desired_run_state", "ended", b"ended", "finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "refusal", b"refusal", "refused_host_ids", b"refused_host_ids", "shared_disks", b"shared_disks", "source_epoch", b"source_epoch", "source_host_id", b"source_host_id", "source_pool", b"source_pool", "target_epoch", b"target_epoch", "target_host_id", b"target_host_id", "target_pool", b"target_pool", "timeline", b"timeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit_time", b"admit_time", "bridges", b"bridges", "desired_run_state", b"desired_run_state", "ended", b"ended", "finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "refusal", b"refusal", "refused_host_ids", b"refused_host_ids", "shared_disks", b"shared_disks", "source_epoch", b"source_epoch", "source_host_id", b"source_host_id", "source_pool", b"source_pool", "split", b"split", "target_epoch", b"target_epoch", "target_host_id", b"target_host_id", "target_pool", b"target_pool", "timeline", b"timeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

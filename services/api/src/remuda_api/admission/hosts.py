@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections import OrderedDict
 
 from google.protobuf.empty_pb2 import Empty
 from remuda.compute.v1 import host_pb2 as public
@@ -22,6 +23,8 @@ from remuda_api.store.caches import Caches
 from remuda_api.store.hosts import host_message
 
 _SETTLE_SECONDS = 3.0
+_TRIES = 10
+_KEPT_TOKENS = 1024
 
 
 class HostAdmission:
@@ -30,6 +33,7 @@ class HostAdmission:
         self._keys = mutations.keys
         self._resolver = resolver
         self._caches = caches
+        self._tokens = _DrawnTokens()
 
     async def create(
         self, call: Call, request: public.CreateHostRequest
@@ -67,43 +71,70 @@ class HostAdmission:
         answer = await self._mutations.run(call, attempt, public.CreateHostResponse)
         if call.validate_only:
             answer.response.ClearField("enrolment_token")
-        return await self._with_fresh_token(host, answer) if answer.replayed else answer
+        if not answer.replayed:
+            self._tokens.keep(host, token)
+            return answer
+        return await self._with_token(host, answer)
 
-    async def _with_fresh_token(
+    async def _with_token(
         self, host: HostId, answer: Answer[public.CreateHostResponse]
     ) -> Answer[public.CreateHostResponse]:
-        """A repeated request did not get the first answer, and nobody has its token: draw another one.
+        """A repeated request gets the token that the first one drew as long as this replica remembers it, and
+        otherwise another one: nobody has the first answer then, or he would not ask again.
 
-        Once the host is enrolled there is nothing to draw: no token would be accepted.
+        Nothing is drawn for a host that is enrolled, since no token would be accepted, nor for another host
+        of the same UUID that was made since.
         """
         key = self._keys.host(host)
-        seen, status = await self._mutations.read(key, self._keys.host_status(host))
-        if seen is None or (status and records.HostStatus.FromString(status.value).enrolled):
-            return answer
-        record = records.HostRecord.FromString(seen.value)
-        token, record.enrolment_digest = _token()
-        result = await self._mutations.etcd.txn(
-            compare=[ops.mod_is(key, seen.mod_revision)],
-            success=[ops.put(key, record.SerializeToString(deterministic=True))],
-            witness=key,
+        for _ in range(_TRIES):
+            seen, status = await self._mutations.read(key, self._keys.host_status(host))
+            if seen is None or seen.create_revision != answer.revision:
+                return answer
+            if status and records.HostStatus.FromString(status.value).enrolled:
+                return answer
+            record = records.HostRecord.FromString(seen.value)
+            if (known := self._tokens.of(host, record.enrolment_digest)) is not None:
+                answer.response.enrolment_token = known
+                return answer
+            token, record.enrolment_digest = _token()
+            result = await self._mutations.etcd.txn(
+                compare=[ops.mod_is(key, seen.mod_revision)],
+                success=[ops.put(key, record.SerializeToString(deterministic=True))],
+                witness=key,
+            )
+            if result.succeeded:
+                self._tokens.keep(host, token)
+                answer.response.enrolment_token = token
+                answer.response.host.etag = str(result.revision)
+                return answer
+        raise RemudaError(
+            Reason.STORE_UNAVAILABLE,
+            f"{names.host_name(host)} changed {_TRIES} times while its token was drawn",
+            retry_after_seconds=1.0,
         )
-        if result.succeeded:
-            answer.response.enrolment_token = token
-            answer.response.host.etag = str(result.revision)
-        return answer
 
     async def delete(self, call: Call, request: public.DeleteHostRequest) -> Answer[Empty]:
         async def attempt() -> Plan[Empty]:
             host, seen = await self._look(request.name)
             check_etag(names.host_name(host), request.etag, seen)
-            await self._require_empty(host)
             record = records.HostRecord.FromString(seen.value)
+            status = await self._mutations.etcd.get(self._keys.host_status(host))
+            enrolled = status is not None and records.HostStatus.FromString(status.value).enrolled
+            status_revision = status.mod_revision if status is not None else 0
+            await self._require_empty(host)
+            if enrolled and not record.cordoned:
+                raise RemudaError(
+                    Reason.HOST_NOT_CORDONED,
+                    f"{names.host_name(host)} still takes new instances: cordon it first",
+                )
             return Plan(
                 response=Empty(),
-                # The leader compares this key wherever it places something on the host.
+                # The leader compares this key wherever it places something on the host. The host was looked
+                # through after its cordon, or has never been one: what is not there now cannot come.
                 compare=[
                     ops.mod_is(seen.key, seen.mod_revision),
                     ops.absent_prefix(f"{self._keys.debts}{host}/"),
+                    *([] if enrolled else [ops.mod_is(self._keys.host_status(host), status_revision)]),
                 ],
                 success=[
                     ops.delete(seen.key),
@@ -168,6 +199,28 @@ class HostAdmission:
             )
 
 
+class _DrawnTokens:
+    """Tokens that this replica has drawn, for requests that are repeated soon. Never stored anywhere."""
+
+    def __init__(self) -> None:
+        self._tokens: OrderedDict[HostId, str] = OrderedDict()
+
+    def keep(self, host: HostId, token: str) -> None:
+        self._tokens[host] = token
+        self._tokens.move_to_end(host)
+        while len(self._tokens) > _KEPT_TOKENS:
+            self._tokens.popitem(last=False)
+
+    def of(self, host: HostId, digest: bytes) -> str | None:
+        """None: this replica does not know the token that the digest stands for."""
+        token = self._tokens.get(host)
+        return token if token is not None and _digest(token) == digest else None
+
+
 def _token() -> tuple[str, bytes]:
     token = secrets.token_urlsafe(32)
-    return token, hashlib.sha256(token.encode()).digest()
+    return token, _digest(token)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

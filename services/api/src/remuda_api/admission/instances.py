@@ -26,6 +26,7 @@ from remuda_core.lifecycle import Action
 from remuda_core.names import ImageName, InstanceName
 
 from remuda_api.admission.addresses import check_address
+from remuda_api.admission.labels import check_labels
 from remuda_api.admission.mutations import Answer, Mutations, Plan
 from remuda_api.admission.operations import claim_of, ended, now, pending_operation, put_operation
 from remuda_api.admission.placement import Explainer, require_a_host
@@ -57,6 +58,7 @@ class InstanceAdmission:
     async def create(self, call: Call, request: public.CreateInstanceRequest) -> Answer[Operation]:
         project = names.parse_project(request.parent)
         check_display_name(request.instance.display_name, "instance.display_name")
+        check_labels(request.instance.labels, "instance.labels")
         # Drawn once: what makes a lost answer harmless is that a second attempt writes the same ids.
         instance = InstanceName(project, InstanceId(str(uuid.uuid4())))
         operation = OperationId(str(uuid.uuid4()))
@@ -159,12 +161,26 @@ class InstanceAdmission:
     async def _as_admitted(
         self, request: public.CreateInstanceRequest, instance: InstanceName, seen: _Ingredients
     ) -> public.CreateInstanceRequest:
-        """The request with UUIDs in its names, and without the user data, which stands in the record."""
-        admitted = public.CreateInstanceRequest()
-        admitted.CopyFrom(request)
-        admitted.instance.name, admitted.instance.uid = str(instance), instance.instance
-        admitted.instance.image = str(seen.image_name)
-        admitted.instance.ClearField("user_data")
+        """The request with UUIDs in its names, and without the user data, which stands in the record.
+
+        Only what is read from it later: a client may set any field, output only ones too.
+        """
+        wanted = request.instance
+        admitted = public.CreateInstanceRequest(
+            parent=request.parent,
+            instance=public.Instance(
+                name=str(instance),
+                uid=instance.instance,
+                display_name=wanted.display_name,
+                labels=dict(wanted.labels),
+                flavor=wanted.flavor,
+                image=str(seen.image_name),
+                pool=wanted.pool,
+                network_interfaces=[network_interface(one) for one in wanted.network_interfaces],
+            ),
+            request_id=request.request_id,
+            validate_only=request.validate_only,
+        )
         if request.host:
             host = await self._resolver.host(request.host, field="host")
             if await self._mutations.etcd.get(self._keys.host(host)) is None:

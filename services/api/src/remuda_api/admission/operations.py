@@ -109,20 +109,22 @@ class OperationAdmission:
 
     async def delete(self, operation: OperationId) -> Empty:
         """Forgets one that is over. Raises STATE_FORBIDS_ACTION for one that is not."""
-        record, revision = await self._record(operation)
-        name = operation_name(operation)
-        if not record.done:
-            raise RemudaError(
-                Reason.STATE_FORBIDS_ACTION,
-                f"{name} is not over: cancel it, or wait for its end",
-                violations=[Violation(name, "is not over")],
+        name, key = operation_name(operation), self._keys.operation(operation)
+        for _ in range(_TRIES):
+            record, revision = await self._record(operation)
+            if not record.done:
+                raise RemudaError(
+                    Reason.STATE_FORBIDS_ACTION,
+                    f"{name} is not over: cancel it, or wait for its end",
+                    violations=[Violation(name, "is not over")],
+                )
+            result = await self._etcd.txn(
+                compare=[ops.mod_is(key, revision)],
+                success=[ops.delete(key), ops.delete(self._keys.cancel(operation))],
             )
-        key = self._keys.operation(operation)
-        await self._etcd.txn(
-            compare=[ops.mod_is(key, revision)],
-            success=[ops.delete(key), ops.delete(self._keys.cancel(operation))],
-        )
-        return Empty()
+            if result.succeeded:
+                return Empty()
+        raise _contended(operation)
 
     async def _record(self, operation: OperationId) -> tuple[operation_pb2.OperationRecord, int]:
         kv = await self._etcd.get(self._keys.operation(operation))
@@ -134,6 +136,6 @@ class OperationAdmission:
 def _contended(operation: OperationId) -> RemudaError:
     return RemudaError(
         Reason.STORE_UNAVAILABLE,
-        f"{operation_name(operation)} changed {_TRIES} times while it was asked to cancel",
+        f"{operation_name(operation)} changed {_TRIES} times meanwhile",
         retry_after_seconds=1.0,
     )

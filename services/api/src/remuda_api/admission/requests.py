@@ -35,6 +35,8 @@ class Call:
     @classmethod
     def of(cls, rpc: str, request: Message, *, principal: str) -> "Call":
         """Raises RemudaError INVALID_ARGUMENT when request_id is no UUID."""
+        # Fields of a later version, or of none: nobody has checked them, and they must not get into etcd.
+        request.DiscardUnknownFields()
         given = str(getattr(request, "request_id", ""))
         try:
             request_id = str(uuid.UUID(given)) if given else ""

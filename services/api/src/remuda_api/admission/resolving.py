@@ -20,7 +20,9 @@ def is_uuid(text: str) -> bool:
 
 
 def check_display_name(text: str, field: str) -> None:
-    """A display name that looks like a UUID could shadow another resource's id."""
+    """A display name that looks like a UUID could shadow another resource's id; its form is in the .proto."""
+    if not text:
+        raise invalid_argument(field, "is required")
     if is_uuid(text):
         raise invalid_argument(field, "must not look like a UUID")
 

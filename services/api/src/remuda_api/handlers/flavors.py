@@ -36,11 +36,11 @@ class FlavorHandler(FlavorServiceServicer):
         return answered(context, await self._admission.create(call, request))
 
     async def GetFlavor(self, request: pb.GetFlavorRequest, context: Context) -> pb.Flavor:
-        await fresh(context, self._caches.flavors)
+        await fresh(context, self._reads, self._caches.flavors)
         return await self._reads.flavor(request.name)
 
     async def ListFlavors(self, request: pb.ListFlavorsRequest, context: Context) -> pb.ListFlavorsResponse:
-        await fresh(context, self._caches.flavors)
+        await fresh(context, self._reads, self._caches.flavors)
         query: Query[Entry[FlavorRecord]] = Query(
             prefix=self._caches.keys.flavors,
             page_size=request.page_size,

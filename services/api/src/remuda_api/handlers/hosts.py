@@ -48,11 +48,11 @@ class HostHandler(HostServiceServicer):
         return answered(context, await self._admission.create(call, request))
 
     async def GetHost(self, request: pb.GetHostRequest, context: Context) -> pb.Host:
-        await fresh(context, self._caches.hosts, self._caches.host_statuses)
+        await fresh(context, self._reads, self._caches.hosts, self._caches.host_statuses)
         return await self._reads.host(request.name)
 
     async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
-        await fresh(context, self._caches.hosts, self._caches.host_statuses)
+        await fresh(context, self._reads, self._caches.hosts, self._caches.host_statuses)
         query: Query[Entry[HostRecord]] = Query(
             prefix=self._caches.keys.hosts,
             page_size=request.page_size,

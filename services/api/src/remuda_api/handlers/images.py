@@ -48,11 +48,11 @@ class ImageHandler(ImageServiceServicer):
         return answered(context, await self._admission.create(call, request))
 
     async def GetImage(self, request: pb.GetImageRequest, context: Context) -> pb.Image:
-        await fresh(context, self._caches.images)
+        await fresh(context, self._reads, self._caches.images)
         return await self._reads.image(request.name)
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
-        await fresh(context, self._caches.images)
+        await fresh(context, self._reads, self._caches.images)
         project = names.parse_project(request.parent)
         query: Query[Row] = Query(
             prefix=self._caches.keys.images,

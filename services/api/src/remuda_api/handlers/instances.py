@@ -26,6 +26,7 @@ from remuda_api.listing.tokens import query_digest
 from remuda_api.reading import Reads
 from remuda_api.store.caches import Caches
 from remuda_api.store.instances import instance_message
+from remuda_api.visibility import shown_to
 from remuda_api.watching import InstanceWatcher
 
 Context = ServicerContext[Any, Any]
@@ -59,7 +60,7 @@ class InstanceHandler(InstanceServiceServicer):
 
     async def CreateInstance(self, request: pb.CreateInstanceRequest, context: Context) -> Operation:
         call = Call.of("CreateInstance", request, principal=caller().principal)
-        return answered(context, await self._creation.create(call, request))
+        return shown_to(caller(), answered(context, await self._creation.create(call, request)))
 
     async def GetInstance(self, request: pb.GetInstanceRequest, context: Context) -> pb.Instance:
         await self._fresh(context)
@@ -140,7 +141,7 @@ class InstanceHandler(InstanceServiceServicer):
 
     async def _verb(self, action: Action, request: VerbRequest, context: Context) -> Operation:
         call = Call.of(action.rpc, request, principal=caller().principal)
-        return answered(context, await self._verbs.admit(call, action, request))
+        return shown_to(caller(), answered(context, await self._verbs.admit(call, action, request)))
 
     async def _fresh(self, context: Context) -> None:
-        await fresh(context, self._caches.instances, self._caches.statuses, self._caches.claims)
+        await fresh(context, self._reads, self._caches.instances, self._caches.statuses, self._caches.claims)

@@ -26,13 +26,13 @@ class MigrationHandler(MigrationServiceServicer):
         self._pager = pager
 
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.Migration:
-        await fresh(context, self._caches.migrations)
+        await fresh(context, self._reads, self._caches.migrations)
         return await self._reads.migration(request.name)
 
     async def ListMigrations(
         self, request: pb.ListMigrationsRequest, context: Context
     ) -> pb.ListMigrationsResponse:
-        await fresh(context, self._caches.migrations)
+        await fresh(context, self._reads, self._caches.migrations)
         prefix, within = await self._scope(request.parent)
         query: Query[Row] = Query(
             prefix=prefix,

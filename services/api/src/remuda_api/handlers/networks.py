@@ -35,13 +35,13 @@ class NetworkHandler(NetworkServiceServicer):
         return answered(context, await self._admission.create(call, request))
 
     async def GetNetwork(self, request: pb.GetNetworkRequest, context: Context) -> pb.Network:
-        await fresh(context, self._caches.networks, self._caches.ports)
+        await fresh(context, self._reads, self._caches.networks, self._caches.ports)
         return await self._reads.network(request.name)
 
     async def ListNetworks(
         self, request: pb.ListNetworksRequest, context: Context
     ) -> pb.ListNetworksResponse:
-        await fresh(context, self._caches.networks, self._caches.ports)
+        await fresh(context, self._reads, self._caches.networks, self._caches.ports)
         query: Query[Entry[NetworkRecord]] = Query(
             prefix=self._caches.keys.networks,
             page_size=request.page_size,

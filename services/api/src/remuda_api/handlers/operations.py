@@ -25,6 +25,7 @@ from remuda_api.listing.pages import Pager, Query
 from remuda_api.listing.tokens import query_digest
 from remuda_api.reading import Reads
 from remuda_api.store.caches import Caches
+from remuda_api.visibility import shown_to
 
 Context = ServicerContext[Any, Any]
 Row = Entry[OperationRecord]
@@ -50,14 +51,14 @@ class OperationHandler(OperationsServicer, OperationServiceServicer):
         self._watcher = watcher
 
     async def GetOperation(self, request: lro.GetOperationRequest, context: Context) -> lro.Operation:
-        await fresh(context, self._caches.operations)
-        return self._reads.operation_message(await self._entry(request.name))
+        await fresh(context, self._reads, self._caches.operations)
+        return shown_to(caller(), self._reads.operation_message(await self._entry(request.name)))
 
     async def ListOperations(
         self, request: lro.ListOperationsRequest, context: Context
     ) -> lro.ListOperationsResponse:
         """Those of the caller's projects; `filter` knows done, action, target, state, requester."""
-        await fresh(context, self._caches.operations)
+        await fresh(context, self._reads, self._caches.operations)
         if request.name not in ("", "operations"):
             raise invalid_argument("name", "operations are listed under `operations`")
         wanted, who = parse_filter(request.filter, _FILTER_FIELDS), caller()
@@ -72,19 +73,19 @@ class OperationHandler(OperationsServicer, OperationServiceServicer):
         )
         page = await self._pager.page(query)
         return lro.ListOperationsResponse(
-            operations=[self._reads.operation_message(row) for row in page.rows],
+            operations=[shown_to(who, self._reads.operation_message(row)) for row in page.rows],
             next_page_token=page.next_page_token,
         )
 
     async def WaitOperation(self, request: lro.WaitOperationRequest, context: Context) -> lro.Operation:
-        await fresh(context, self._caches.operations)
+        await fresh(context, self._reads, self._caches.operations)
         entry = await self._entry(request.name)
         asked = (
             request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else _LONGEST_WAIT_SECONDS
         )
         # Answers before the caller's deadline, with whatever it is by then.
         seconds = timeout_for(min(max(asked, 0.0), _LONGEST_WAIT_SECONDS), slack_seconds=0.2)
-        return await self._watcher.wait(OperationId(entry.value.id), seconds)
+        return shown_to(caller(), await self._watcher.wait(OperationId(entry.value.id), seconds))
 
     async def CancelOperation(self, request: lro.CancelOperationRequest, context: Context) -> Empty:
         entry = await self._entry(request.name)
@@ -100,10 +101,10 @@ class OperationHandler(OperationsServicer, OperationServiceServicer):
     async def WatchOperation(
         self, request: pb.WatchOperationRequest, context: Context
     ) -> AsyncIterator[pb.WatchOperationResponse]:
-        await fresh(context, self._caches.operations)
+        await fresh(context, self._reads, self._caches.operations)
         entry = await self._entry(request.name)
         async for operation in self._watcher.watch(OperationId(entry.value.id)):
-            yield pb.WatchOperationResponse(operation=operation)
+            yield pb.WatchOperationResponse(operation=shown_to(caller(), operation))
 
     async def _entry(self, name: str) -> Row:
         """Raises OPERATION_NOT_FOUND, and PERMISSION_DENIED for one of a project that is not the caller's."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
-from remuda_core.errors import Reason, RemudaError
+from remuda_core.errors import Reason, RemudaError, invalid_argument
 from remuda_core.etcd.cache import Entry, PrefixCache, Snapshot
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.errors import Compacted, FutureRevision
@@ -82,11 +82,13 @@ class Pager(Generic[R]):
         self._pins: dict[int, tuple[float, View[R]]] = {}
 
     async def page(self, query: Query[R]) -> Page[R]:
-        """Raises RemudaError PAGE_TOKEN_INVALID, PAGE_TOKEN_EXPIRED."""
+        """Raises RemudaError INVALID_ARGUMENT, PAGE_TOKEN_INVALID, PAGE_TOKEN_EXPIRED."""
+        if query.page_size < 0:
+            raise invalid_argument("page_size", "must not be negative")
         size = min(query.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         after = ""
         if query.page_token:
-            token = decode(query.page_token, query=query.digest)
+            token = decode(query.page_token, query=query.digest, prefix=query.prefix)
             after, view = token.last_key, self._view(token.revision)
         else:
             view = self._views.present()

@@ -44,6 +44,7 @@ class Images(image_pb2_grpc.ImageServiceServicer):
             raise no_longer(found, "UPLOADING")
         receiver = Receiver(self._records, self._content, found, await self._records.upload(found.id))
         before = receiver.committed_bytes
+        await self._importer.admit(found, committed=before)
         finish = await _receive(receiver, first, frames)
         self._moved.labels("uploaded").inc(receiver.committed_bytes - before)
         if not finish:
