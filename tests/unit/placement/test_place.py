@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from remuda_core.ids import HostId
-from remuda_scheduler.placement.explain import MAX_HOSTS, explain, sentence
+from remuda_scheduler.placement.explain import MAX_HOSTS, explain
 from remuda_scheduler.placement.filters import FILTERS
 from remuda_scheduler.placement.model import Demand, HostFacts, Pool
 from remuda_scheduler.placement.place import place
@@ -121,12 +121,6 @@ def test_the_explanation_is_bounded_and_counts_every_host() -> None:
     assert message.considered == 301
     assert message.rejections == {"vcpus": 300}
     assert len(message.SerializeToString()) < 8192
-
-
-def test_the_sentence_names_hosts_and_reasons() -> None:
-    plan = place([host("a", used_vcpus=8), host("b", up=False, state="unknown")], DEMAND)
-    assert sentence(plan) == "no host fits: a: 0 of 8 vCPUs free, 1 needed; b: the host is unknown"
-    assert sentence(place([], DEMAND)) == "there is no host"
 
 
 hosts = st.lists(

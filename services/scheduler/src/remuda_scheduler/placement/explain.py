@@ -18,21 +18,6 @@ def explain(plan: Plan) -> operation_pb2.PlacementExplanation:
     )
 
 
-def sentence(plan: Plan) -> str:
-    """Why no host fits, in one sentence."""
-    if not plan.verdicts:
-        return "there is no host"
-    shown = [
-        f"{verdict.host.name}: {verdict.reason}"
-        for verdict in plan.verdicts
-        if verdict.filter != "requested_host"
-    ]
-    if not shown:
-        return "the host that was asked for does not exist"
-    more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return "no host fits: " + "; ".join(shown[:5]) + more
-
-
 def _verdict(verdict: Verdict) -> operation_pb2.HostVerdict:
     return operation_pb2.HostVerdict(
         host=f"hosts/{verdict.host.id}",
