@@ -49,7 +49,7 @@ class Lab:
 
         ``tether``: the read end of a pipe; the whole lab ends when nobody holds the other end any more.
         """
-        _check_machine()
+        check_machine()
         with lab_lock(self.paths.lock):
             old = load_state(self.paths)
             if old.fabric is not None and old.fabric.alive():
@@ -238,7 +238,8 @@ def _boot(paths: LabPaths, fabric: Fabric, plan: HostPlan) -> Host:
     return host
 
 
-def _check_machine() -> None:
+def check_machine() -> None:
+    """Raises LabError when no lab can be made here at all: cheap, so asked first."""
     if os.geteuid() != 0:
         raise LabError("the lab makes namespaces and bridges: run it as root")
     for program in _PROGRAMS:

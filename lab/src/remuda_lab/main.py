@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"remuda-lab: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        # A full disk, a file of somebody else: the path in it says where to look.
+        print(f"remuda-lab: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
+        print("remuda-lab: interrupted", file=sys.stderr)
         return 130
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ def read_stat(pid: int) -> Stat | None:
     # The name in parentheses may hold spaces and parentheses; everything after the last one is regular.
     fields = text[text.rindex(")") + 2 :].split()
     return Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))
+
+
+def ticks_since_boot() -> int:
+    """Now, in the unit of a process's start time."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 def all_pids() -> Iterator[int]:

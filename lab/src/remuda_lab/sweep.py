@@ -9,7 +9,7 @@ from pathlib import Path
 
 from remuda_lab.errors import LabError, WaitTimeout
 from remuda_lab.layout import LabPaths
-from remuda_lab.processes import ProcessRef, all_pids, command_line, namespace, read_stat
+from remuda_lab.processes import ProcessRef, all_pids, command_line, namespace, read_stat, ticks_since_boot
 from remuda_lab.waiting import wait_for
 
 _MODULES = ("remuda_lab.supervisor", "remuda_lab.forward")
@@ -18,9 +18,14 @@ _KINDS = ("net", "mnt", "pid", "uts", "ipc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """The namespaces of a lab, by identity, taken while it runs."""
+    """The namespaces of a lab, by identity, taken right before it ends.
+
+    The kernel gives the identities of ended namespaces to new ones, for example to those of another lab that
+    starts meanwhile: whoever started later than ``taken`` (clock ticks since the machine booted) is not ours.
+    """
 
     namespaces: frozenset[str]
+    taken: int
 
 
 def footprint(inits: Iterable[ProcessRef]) -> Footprint:
@@ -28,7 +33,9 @@ def footprint(inits: Iterable[ProcessRef]) -> Footprint:
     found = {namespace(init.pid, kind) for init in inits for kind in _KINDS}
     # Ours, and pid 1's: a lab may itself be started inside a container.
     own = {namespace(pid, kind) for pid in (os.getpid(), 1) for kind in _KINDS}
-    return Footprint(namespaces=frozenset(name for name in found - own if name is not None))
+    return Footprint(
+        namespaces=frozenset(name for name in found - own if name is not None), taken=ticks_since_boot()
+    )
 
 
 def own_processes(paths: LabPaths) -> list[ProcessRef]:
@@ -76,7 +83,9 @@ def leftovers(paths: LabPaths, seen: Footprint) -> list[str]:
     found = [f"process {ref.pid}: {' '.join(command_line(ref.pid))}" for ref in own_processes(paths)]
     for pid in all_pids():
         inside = {namespace(pid, kind) for kind in _KINDS} & seen.namespaces
-        if inside and (stat := read_stat(pid)) is not None and stat.state != "Z":
+        if not inside or (stat := read_stat(pid)) is None:
+            continue
+        if stat.state != "Z" and stat.started <= seen.taken:
             found.append(
                 f"process {pid} in {sorted(filter(None, inside))}: {' '.join(command_line(pid))[:80]}"
             )
@@ -88,18 +97,12 @@ def leftovers(paths: LabPaths, seen: Footprint) -> list[str]:
     return found
 
 
-def assert_nothing_left(
-    paths: LabPaths, seen: Footprint, *, interfaces_before: Iterable[str] | None = None
-) -> None:
-    """Raises LabError listing what is left. A process that is dying gets two seconds."""
+def assert_nothing_left(paths: LabPaths, seen: Footprint) -> None:
+    """Raises LabError listing what is left. A process that is dying gets ten seconds."""
     try:
-        wait_for("nothing is left of the lab", lambda: not leftovers(paths, seen), timeout=2)
+        wait_for("nothing is left of the lab", lambda: not leftovers(paths, seen), timeout=10)
     except LabError as error:
         raise LabError("left behind:\n" + "\n".join(leftovers(paths, seen))) from error
-    if interfaces_before is not None:
-        new = machine_interfaces() - set(interfaces_before)
-        if new:
-            raise LabError(f"new network interfaces on the machine: {', '.join(sorted(new))}")
 
 
 def machine_interfaces() -> set[str]:

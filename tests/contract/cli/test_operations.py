@@ -179,6 +179,8 @@ def test_ctrl_c_ends_the_waiting_with_130_and_says_how_to_attach_again(gateway: 
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ),
+        # A suite that was started in the background ignores it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not gateway.state.asked("WatchOperation"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,8 +16,8 @@ from remuda_lab.errors import CommandFailed, LabError
 from remuda_lab.lab import Lab
 from remuda_lab.layout import LabPaths
 from remuda_lab.namespaces import connect_in_network
-from remuda_lab.processes import ProcessRef
-from remuda_lab.sweep import leftovers, machine_interfaces
+from remuda_lab.processes import ProcessRef, namespace, ticks_since_boot
+from remuda_lab.sweep import Footprint, leftovers, machine_interfaces
 from remuda_lab.testing import require_root
 from remuda_lab.waiting import wait_for
 
@@ -155,6 +156,27 @@ def test_down_leaves_no_process_namespace_mount_interface_or_file(tmp_path: Path
     assert leftovers(lab.paths, seen) == []
     assert not lab.paths.root.exists()
     assert machine_interfaces() == interfaces
+
+
+def test_a_namespace_with_the_number_of_an_ended_one_is_not_taken_for_the_labs(tmp_path: Path) -> None:
+    require_root()
+    paths = LabPaths(root=tmp_path / "gone")
+    before = ticks_since_boot()
+    wait_for("a tick passes", lambda: ticks_since_boot() > before + 1, timeout=30)
+    with subprocess.Popen(["unshare", "--uts", "sleep", "60"]) as foreign:
+        try:
+            host_name = namespace(os.getpid(), "uts")
+            other = wait_for(
+                "it has its own",
+                lambda: found if (found := namespace(foreign.pid, "uts")) != host_name else None,
+                timeout=30,
+            )
+            reused = frozenset({other})
+            assert leftovers(paths, Footprint(namespaces=reused, taken=before)) == []
+            (left,) = leftovers(paths, Footprint(namespaces=reused, taken=ticks_since_boot()))
+            assert left.startswith(f"process {foreign.pid} in ")
+        finally:
+            foreign.kill()
 
 
 def test_the_next_run_sweeps_a_lab_whose_record_was_lost(tmp_path: Path) -> None:

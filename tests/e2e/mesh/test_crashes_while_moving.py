@@ -81,11 +81,12 @@ def test_the_leading_scheduler_is_killed_and_the_next_one_joins_the_job(
     assert mesh.migration_of(operation).downtime_ms > 0
 
 
-def test_the_source_agent_is_killed_and_finds_its_job_again(
-    mesh: Mesh, moving: tuple[Guest, Before, str, Watcher]
+@pytest.mark.parametrize("host", ["host1", "host3"])
+def test_the_agent_of_either_host_is_killed_and_finds_its_guest_again(
+    mesh: Mesh, moving: tuple[Guest, Before, str, Watcher], host: str
 ) -> None:
     guest, before, operation, watcher = moving
-    mesh.cluster.restart("host1")
+    mesh.cluster.restart(host)
     ended = watcher.wait_end(WATCH_SECONDS)
     assert not ended.HasField("error"), str(ended.error)
     check_moved(mesh, guest, before, source="host1", target="host3", pool="local")

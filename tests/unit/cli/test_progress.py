@@ -151,6 +151,11 @@ def test_a_host_that_does_not_answer_is_named_as_what_is_waited_for() -> None:
     assert "waiting for a host that does not answer, at target_prepared" in drawn(metadata)
 
 
+def test_an_operation_that_only_a_person_can_end_says_so() -> None:
+    metadata = Metadata(state=Metadata.STATE_WAITING_FOR_OPERATOR, phase="guest_moved")
+    assert "waiting for an operator to decide, see the events of the instance" in drawn(metadata)
+
+
 def test_bytes_of_a_transfer_are_shown_for_other_operations() -> None:
     transfer = operation_pb2.TransferProgress(done_bytes=MIB, total_bytes=4 * MIB)
     metadata = Metadata(
@@ -174,11 +179,15 @@ def test_bytes_of_a_transfer_are_shown_for_other_operations() -> None:
     ],
 )
 def test_the_outcome_tells_what_was_measured(fields: dict[str, Any], words: str) -> None:
-    text = lines.outcome(
-        Metadata(action="LiveMigrateInstance"), WEB, migration_pb2.Migration(**fields), elapsed_seconds=14.2
-    )
+    metadata = Metadata(action="LiveMigrateInstance", migration="projects/p/instances/i/migrations/m")
+    text = lines.outcome(metadata, WEB, migration_pb2.Migration(**fields), elapsed_seconds=14.2)
     assert text.startswith("web-1 moved from host1 to host2 in 14.2 s")
     assert words in text
+
+
+def test_a_guest_that_was_asked_to_go_where_it_is_did_not_move() -> None:
+    text = lines.outcome(Metadata(action="LiveMigrateInstance"), WEB, None, elapsed_seconds=0.1)
+    assert text == "web-1 did not move: it was there already"
 
 
 def test_a_clock_that_is_behind_the_servers_gives_zero_and_not_less() -> None:

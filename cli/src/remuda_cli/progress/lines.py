@@ -59,6 +59,8 @@ def phase_of(metadata: Metadata) -> str:
             return f"undoing {metadata.phase}".rstrip()
         case Metadata.STATE_WAITING_FOR_HOST:
             return f"waiting for a host that does not answer, at {metadata.phase or 'its next step'}"
+        case Metadata.STATE_WAITING_FOR_OPERATOR:
+            return f"waiting for an operator to decide, see the events of the instance, at {metadata.phase}"
     migration = migration_of(metadata)
     if migration is not None and migration.phase in _PHASES:
         return _PHASES[migration.phase]
@@ -164,6 +166,8 @@ def outcome(
     took = f"in {human_seconds(elapsed_seconds)}"
     if metadata.action != "LiveMigrateInstance":
         return f"{metadata.action or 'operation'} {subject.target}: done {took}"
+    if not metadata.migration:
+        return f"{subject.target} did not move: it was there already"
     if migration is None:
         return f"{subject.target} moved {took}; its migration record could not be read"
     text = f"{subject.target} moved from {subject.source_host} to {subject.target_host} {took}; "

@@ -41,7 +41,7 @@ def operation_panel(
         parts += _figures(migration)
     elif metadata.HasField("progress"):
         parts.append(_progress(metadata.progress))
-    if metadata.state == Metadata.STATE_WAITING_FOR_HOST:
+    if metadata.state in (Metadata.STATE_WAITING_FOR_HOST, Metadata.STATE_WAITING_FOR_OPERATOR):
         parts.append(Text(f"  {lines.phase_of(metadata)}", style="magenta"))
     if metadata.cancel_requested:
         parts.append(Text("  cancel requested", style="yellow"))

@@ -22,7 +22,7 @@ from remuda_lab.fabric_http import get
 from remuda_lab.guest import ensure_guest_image
 from remuda_lab.host import AGENT_LOG, start_agent
 from remuda_lab.kvm import Probe, probe_kvm
-from remuda_lab.lab import Lab
+from remuda_lab.lab import Lab, check_machine
 from remuda_lab.layout import SERVICE_ADDRESSES, HostPlan
 from remuda_lab.pki import Authority, create_grant_keys, host_identity, service_identity
 from remuda_lab.processes import ProcessRef
@@ -61,6 +61,7 @@ class Cluster:
 
         ``port``: of the api on 127.0.0.1, 0 for any. Returns how KVM was judged. Raises LabError.
         """
+        check_machine()
         if self.lab.is_up():
             raise LabError(f"lab {self.lab.paths.name} is up already; `remuda-lab down` ends it")
         self.lab.down()
