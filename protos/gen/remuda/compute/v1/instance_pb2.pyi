@@ -676,7 +676,9 @@ class LiveMigrateInstanceRequest(_message.Message):
     request_id: _builtins.str
     """See CreateInstanceRequest.request_id."""
     validate_only: _builtins.bool
-    """All checks, placement included, and no effect."""
+    """All checks, placement included, and no effect.
+    12 and 13 are kept free for post-copy and version skew, which come with migration control.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Time from admission to the switch-over, at most 7 days; unset: 1 h."""
