@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from google.longrunning import operations_pb2
 from google.longrunning.operations_pb2_grpc import OperationsStub
-from remuda.compute.v1 import host_pb2, instance_pb2, migration_pb2, operation_pb2
+from remuda.compute.v1 import host_pb2, instance_pb2, migration_pb2, moving_pb2, operation_pb2
 from remuda.compute.v1.host_pb2_grpc import HostServiceStub
 from remuda.compute.v1.instance_pb2_grpc import InstanceServiceStub
 from remuda.compute.v1.migration_pb2_grpc import MigrationServiceStub
@@ -104,7 +104,7 @@ class Mesh:
     def live_migrate(self, guest: Guest, *, to: str = "", bandwidth: int = 0) -> operations_pb2.Operation:
         """Admit a live migration and return at once. ``bandwidth`` in MiB/s, 0 for no cap."""
         return self.instances.LiveMigrateInstance(
-            instance_pb2.LiveMigrateInstanceRequest(
+            moving_pb2.LiveMigrateInstanceRequest(
                 name=guest.name,
                 target_host=f"hosts/{self.host_uuid(to)}" if to else "",
                 bandwidth_mib_s=bandwidth,

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
-from remuda.compute.v1 import flavor_pb2, host_pb2, instance_pb2
+from remuda.compute.v1 import flavor_pb2, host_pb2, instance_pb2, moving_pb2
 from remuda.image.v1 import image_pb2
 from remuda_api.gauges import set_gauges
 from remuda_api.settings import TargetGroup
@@ -32,7 +32,7 @@ async def test_members_of_another_project_may_do_nothing_with_an_instance(
         bob.instances.DeleteInstance(instance_pb2.DeleteInstanceRequest(name=name)),
         bob.instances.StartInstance(instance_pb2.StartInstanceRequest(name=name)),
         bob.instances.StopInstance(instance_pb2.StopInstanceRequest(name=name)),
-        bob.instances.LiveMigrateInstance(instance_pb2.LiveMigrateInstanceRequest(name=name)),
+        bob.instances.LiveMigrateInstance(moving_pb2.LiveMigrateInstanceRequest(name=name)),
         bob.instances.ListAllowedActions(instance_pb2.ListAllowedActionsRequest(name=name)),
         bob.instances.GetConsoleOutput(instance_pb2.GetConsoleOutputRequest(name=name)),
     ]

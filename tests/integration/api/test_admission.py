@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from remuda.compute.v1 import flavor_pb2, instance_pb2
+from remuda.compute.v1 import flavor_pb2, instance_pb2, moving_pb2
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import instance_pb2 as records
 from remuda_core.errors import Reason, RemudaError
@@ -147,7 +147,7 @@ async def test_of_two_conflicting_requests_one_wins_and_the_other_learns_which(
 ) -> None:
     web = await launch("web")
     stop = instance_pb2.StopInstanceRequest(name=web.name)
-    move = instance_pb2.LiveMigrateInstanceRequest(name=web.name)
+    move = moving_pb2.LiveMigrateInstanceRequest(name=web.name)
     answers = await asyncio.gather(
         alice.instances.StopInstance(stop),
         alice.instances.LiveMigrateInstance(move),
@@ -320,7 +320,7 @@ async def test_a_state_that_holds_already_is_a_success_that_is_recorded(
 async def test_states_that_forbid_an_action_say_so(cluster: Cluster, alice: Client, launch: Launch) -> None:
     off = await launch("off", Instance.STATE_STOPPED)
     error = await refusal(
-        alice.instances.LiveMigrateInstance(instance_pb2.LiveMigrateInstanceRequest(name=off.name))
+        alice.instances.LiveMigrateInstance(moving_pb2.LiveMigrateInstanceRequest(name=off.name))
     )
     assert error.reason is Reason.STATE_FORBIDS_ACTION
     paused = await launch("paused", Instance.STATE_PAUSED)
@@ -378,7 +378,7 @@ async def test_validate_only_makes_every_check_and_changes_nothing(
         alice.instances.StartInstance(instance_pb2.StartInstanceRequest(name=web.name, validate_only=True)),
         alice.instances.DeleteInstance(instance_pb2.DeleteInstanceRequest(name=web.name, validate_only=True)),
         alice.instances.LiveMigrateInstance(
-            instance_pb2.LiveMigrateInstanceRequest(name=web.name, validate_only=True)
+            moving_pb2.LiveMigrateInstanceRequest(name=web.name, validate_only=True)
         ),
     ):
         assert (await call).done
@@ -412,8 +412,8 @@ async def test_live_migration_checks_the_asserted_source_and_the_named_target(
     a, b = await cluster.add_host("node-a"), await cluster.add_host("node-b")
     web = await launch("web", host=a)
 
-    def request(source: str, target: str) -> instance_pb2.LiveMigrateInstanceRequest:
-        return instance_pb2.LiveMigrateInstanceRequest(name=web.name, source_host=source, target_host=target)
+    def request(source: str, target: str) -> moving_pb2.LiveMigrateInstanceRequest:
+        return moving_pb2.LiveMigrateInstanceRequest(name=web.name, source_host=source, target_host=target)
 
     error = await refusal(alice.instances.LiveMigrateInstance(request("hosts/node-b", "")))
     assert error.reason is Reason.SOURCE_HOST_MISMATCH
@@ -423,7 +423,7 @@ async def test_live_migration_checks_the_asserted_source_and_the_named_target(
     assert error.reason is Reason.HOST_NOT_FOUND
     assert (await admin.instances.LiveMigrateInstance(request("", "hosts/node-a"))).done
     operation = await admin.instances.LiveMigrateInstance(request("hosts/node-a", "hosts/node-b"))
-    admitted = instance_pb2.LiveMigrateInstanceRequest()
+    admitted = moving_pb2.LiveMigrateInstanceRequest()
     assert (await cluster.leader.record(operation.name)).request.Unpack(admitted)
     assert (admitted.source_host, admitted.target_host) == (f"hosts/{a}", f"hosts/{b}")
 

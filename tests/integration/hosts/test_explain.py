@@ -12,10 +12,10 @@ from remuda.compute.v1.host_pb2 import ExplainPlacementRequest
 from remuda.compute.v1.instance_pb2 import (
     CreateInstanceRequest,
     Instance,
-    LiveMigrateInstanceRequest,
     NetworkInterface,
     StopInstanceRequest,
 )
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.network_pb2 import Network
 from remuda.compute.v1.operation_pb2 import PlacementExplanation
 from remuda.scheduler.v1 import live_pb2

@@ -13,7 +13,15 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.longrunning import operations_pb2 as lro
-from remuda.compute.v1 import flavor_pb2, host_pb2, instance_pb2, migration_pb2, network_pb2, operation_pb2
+from remuda.compute.v1 import (
+    flavor_pb2,
+    host_pb2,
+    instance_pb2,
+    migration_pb2,
+    moving_pb2,
+    network_pb2,
+    operation_pb2,
+)
 from remuda.image.v1 import image_pb2
 from remuda.store.v1.operation_pb2 import LeaderRecord
 from remuda_core.errors import RemudaError
@@ -147,7 +155,7 @@ class Cluster:
         )
 
     async def migrate(self, name: str, target: str = "", **changes: Any) -> lro.Operation:
-        request = instance_pb2.LiveMigrateInstanceRequest(
+        request = moving_pb2.LiveMigrateInstanceRequest(
             name=name, target_host=self.host(target) if target else "", **changes
         )
         return await self.admin.instances.LiveMigrateInstance(request)

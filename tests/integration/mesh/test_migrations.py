@@ -1,7 +1,7 @@
 """Live migration between fake hosts: shared and local disks, live progress, paused guests, failures."""
 
 from google.protobuf.duration_pb2 import Duration
-from remuda.compute.v1 import instance_pb2
+from remuda.compute.v1 import instance_pb2, moving_pb2
 from remuda.compute.v1.migration_pb2 import Migration, MigrationProgress
 from remuda_core.errors import Reason
 
@@ -125,7 +125,7 @@ async def test_a_migration_that_takes_too_long_may_pause_the_guest_to_end(cluste
         "beta",
         bandwidth_mib_s=2,
         timeout=Duration(seconds=1),
-        on_timeout=instance_pb2.LiveMigrateInstanceRequest.ON_TIMEOUT_PAUSE,
+        on_timeout=moving_pb2.LiveMigrateInstanceRequest.ON_TIMEOUT_PAUSE,
     )
     await cluster.done(operation)
     found = await cluster.get(made.name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from remuda.compute.v1 import instance_pb2, instance_pb2_grpc
+from remuda.compute.v1 import instance_pb2, instance_pb2_grpc, moving_pb2
 from remuda.image.v1 import image_pb2
 from remuda_core.auth.caller import Kind
 from remuda_core.auth.identity import Token, Tokens
@@ -116,7 +116,7 @@ async def test_plain_text_never_leaves_the_machine() -> None:
 
 
 async def test_only_admins_choose_the_target_of_a_migration(served: Any) -> None:
-    request = instance_pb2.LiveMigrateInstanceRequest(name=GET.name, target_host="hosts/b")
+    request = moving_pb2.LiveMigrateInstanceRequest(name=GET.name, target_host="hosts/b")
     async with served.channel(served.pki.user("alice", "project:demo")) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await instance_pb2_grpc.InstanceServiceStub(channel).LiveMigrateInstance(request)

@@ -9,10 +9,10 @@ from remuda.agent.v1.common_pb2 import StepKey
 from remuda.compute.v1.instance_pb2 import (
     DeleteInstanceRequest,
     Instance,
-    LiveMigrateInstanceRequest,
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda.store.v1.host_pb2 import Debt
 from remuda_core.errors import Reason, RemudaError

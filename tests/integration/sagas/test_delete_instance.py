@@ -8,7 +8,8 @@ import pytest
 from remuda.agent.v1.agent_pb2 import RunStepRequest
 from remuda.agent.v1.common_pb2 import StepKey
 from remuda.compute.v1.host_pb2 import Host
-from remuda.compute.v1.instance_pb2 import DeleteInstanceRequest, Instance, LiveMigrateInstanceRequest
+from remuda.compute.v1.instance_pb2 import DeleteInstanceRequest, Instance
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda.store.v1.host_pb2 import Debt
 from remuda_core.errors import Reason, RemudaError

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from remuda.agent.v1.common_pb2 import StepKey
 from remuda.compute.v1.host_pb2 import Host
-from remuda.compute.v1.instance_pb2 import Instance, LiveMigrateInstanceRequest
+from remuda.compute.v1.instance_pb2 import Instance
 from remuda.compute.v1.migration_pb2 import Migration
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.operation_pb2 import OperationMetadata, OperationStep
 from remuda.store.v1.instance_pb2 import MigrationRecord
 from remuda_core.errors import Reason, RemudaError

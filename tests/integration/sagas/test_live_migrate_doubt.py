@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from remuda.agent.v1.common_pb2 import StepKey
-from remuda.compute.v1.instance_pb2 import Instance, LiveMigrateInstanceRequest
+from remuda.compute.v1.instance_pb2 import Instance
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import Reason, RemudaError

@@ -8,6 +8,7 @@ from remuda.compute.v1 import (
     host_pb2,
     instance_pb2,
     migration_pb2,
+    moving_pb2,
     network_pb2,
     operation_pb2,
 )
@@ -132,11 +133,11 @@ def test_an_update_is_checked_by_the_name_inside_the_resource() -> None:
 
 def test_only_admins_choose_hosts() -> None:
     launch = instance_pb2.CreateInstanceRequest(parent="projects/demo", host="hosts/a")
-    move = instance_pb2.LiveMigrateInstanceRequest(name="projects/demo/instances/web", target_host="hosts/a")
+    move = moving_pb2.LiveMigrateInstanceRequest(name="projects/demo/instances/web", target_host="hosts/a")
     for verb, request in (("CreateInstance", launch), ("LiveMigrateInstance", move)):
         assert refusal(INSTANCES + verb, ALICE, request) is Reason.PERMISSION_DENIED
         assert refusal(INSTANCES + verb, ROOT, request) is None
-    asserted = instance_pb2.LiveMigrateInstanceRequest(name=move.name, source_host="hosts/a")
+    asserted = moving_pb2.LiveMigrateInstanceRequest(name=move.name, source_host="hosts/a")
     assert refusal(INSTANCES + "LiveMigrateInstance", ALICE, asserted) is None
     explain = host_pb2.ExplainPlacementRequest(flavor="flavors/small")
     assert refusal("/remuda.compute.v1.HostService/ExplainPlacement", ALICE, explain) is (

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from remuda.compute.v1 import moving_pb2
 
 from remuda_cli import completion
 from remuda_cli.commands.arguments import EtagOption, InstanceArg, RequestIdOption, request_id
@@ -63,7 +64,7 @@ def live_migrate(
 
     gateway = session.gateway
     found = resolve.instance(gateway, instance)
-    kind = instance_pb2.LiveMigrateInstanceRequest
+    kind = moving_pb2.LiveMigrateInstanceRequest
     message = kind(
         name=found.name,
         source_host=resolve.host(gateway, source).name if source else "",

@@ -30,7 +30,7 @@ from remuda.agent.v1 import common_pb2 as remuda_dot_agent_dot_v1_dot_common__pb
 from remuda.compute.v1 import migration_pb2 as remuda_dot_compute_dot_v1_dot_migration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fremuda/agent/v1/migration.proto\x12\x0fremuda.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1cremuda/agent/v1/common.proto\x1a!remuda/compute/v1/migration.proto\"\x88\x01\n\x0eMigrateRequest\x12\x30\n\x05start\x18\x01 \x01(\x0b\x32\x1f.remuda.agent.v1.StartMigrationH\x00\x12\x32\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32 .remuda.agent.v1.CancelMigrationH\x00\x42\x10\n\x07\x63ommand\x12\x05\xbaH\x02\x08\x01\"\x9b\x02\n\x0eStartMigration\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x18.remuda.agent.v1.StepKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0ctarget_epoch\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x38\n\x06target\x18\x03 \x01(\x0b\x32 .remuda.agent.v1.MigrationTargetB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x06policy\x18\x04 \x01(\x0b\x32 .remuda.agent.v1.MigrationPolicyB\x06\xbaH\x03\xc8\x01\x01\x12\x14\n\x0cshared_disks\x18\x05 \x01(\x08\x12\x31\n\x04spec\x18\x06 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpecB\x06\xbaH\x03\xc8\x01\x01\"\xc8\x01\n\x0fMigrationTarget\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12>\n\x07\x62ridges\x18\x05 \x03(\x0b\x32-.remuda.agent.v1.MigrationTarget.BridgesEntry\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa0\x01\n\x0fMigrationPolicy\x12\x17\n\x0fmax_downtime_ms\x18\x01 \x01(\x05\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\x02 \x01(\x03\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10pause_on_timeout\x18\x04 \x01(\x08\x12\x15\n\rauto_converge\x18\x05 \x01(\x08\"\x11\n\x0f\x43\x61ncelMigration\"\xfa\x01\n\x0fMigrateResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".remuda.agent.v1.MigrationAcceptedH\x00\x12\x38\n\x08progress\x18\x02 \x01(\x0b\x32$.remuda.compute.v1.MigrationProgressH\x00\x12:\n\tmilestone\x18\x03 \x01(\x0b\x32%.remuda.compute.v1.MigrationMilestoneH\x00\x12\x30\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x1f.remuda.agent.v1.MigrationEndedH\x00\x42\x07\n\x05\x65vent\"#\n\x11MigrationAccepted\x12\x0e\n\x06joined\x18\x01 \x01(\x08\"\xac\x02\n\x0eMigrationEnded\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x18\n\x0b\x64owntime_ms\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fjob_duration_ms\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x05 \x01(\x03\x12\x12\n\niterations\x18\x06 \x01(\x05\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_downtime_msB\x12\n\x10_job_duration_ms2d\n\x10MigrationService\x12P\n\x07Migrate\x12\x1f.remuda.agent.v1.MigrateRequest\x1a .remuda.agent.v1.MigrateResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fremuda/agent/v1/migration.proto\x12\x0fremuda.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1cremuda/agent/v1/common.proto\x1a!remuda/compute/v1/migration.proto\"\xa1\x03\n\x0eMigrateRequest\x12\x1b\n\ncommand_id\x18\x0f \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x30\n\x05start\x18\x01 \x01(\x0b\x32\x1f.remuda.agent.v1.StartMigrationH\x00\x12\x32\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32 .remuda.agent.v1.CancelMigrationH\x00\x12\x38\n\rset_bandwidth\x18\x03 \x01(\x0b\x32\x1f.remuda.compute.v1.SetBandwidthH\x00\x12=\n\x10set_max_downtime\x18\x04 \x01(\x0b\x32!.remuda.compute.v1.SetMaxDowntimeH\x00\x12\x42\n\x13switch_to_post_copy\x18\x05 \x01(\x0b\x32#.remuda.compute.v1.SwitchToPostCopyH\x00\x12=\n\x10pause_and_finish\x18\x06 \x01(\x0b\x32!.remuda.compute.v1.PauseAndFinishH\x00\x42\x10\n\x07\x63ommand\x12\x05\xbaH\x02\x08\x01\"\x9b\x02\n\x0eStartMigration\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x18.remuda.agent.v1.StepKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0ctarget_epoch\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x38\n\x06target\x18\x03 \x01(\x0b\x32 .remuda.agent.v1.MigrationTargetB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x06policy\x18\x04 \x01(\x0b\x32 .remuda.agent.v1.MigrationPolicyB\x06\xbaH\x03\xc8\x01\x01\x12\x14\n\x0cshared_disks\x18\x05 \x01(\x08\x12\x31\n\x04spec\x18\x06 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpecB\x06\xbaH\x03\xc8\x01\x01\"\xc8\x01\n\x0fMigrationTarget\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12>\n\x07\x62ridges\x18\x05 \x03(\x0b\x32-.remuda.agent.v1.MigrationTarget.BridgesEntry\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb9\x01\n\x0fMigrationPolicy\x12\x17\n\x0fmax_downtime_ms\x18\x01 \x01(\x05\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\x02 \x01(\x03\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10pause_on_timeout\x18\x04 \x01(\x08\x12\x15\n\rauto_converge\x18\x05 \x01(\x08\x12\x17\n\x0f\x61llow_post_copy\x18\x06 \x01(\x08\"\x11\n\x0f\x43\x61ncelMigration\"\xae\x02\n\x0fMigrateResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".remuda.agent.v1.MigrationAcceptedH\x00\x12\x38\n\x08progress\x18\x02 \x01(\x0b\x32$.remuda.compute.v1.MigrationProgressH\x00\x12:\n\tmilestone\x18\x03 \x01(\x0b\x32%.remuda.compute.v1.MigrationMilestoneH\x00\x12\x30\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x1f.remuda.agent.v1.MigrationEndedH\x00\x12\x32\n\x06result\x18\x05 \x01(\x0b\x32 .remuda.compute.v1.CommandResultH\x00\x42\x07\n\x05\x65vent\"#\n\x11MigrationAccepted\x12\x0e\n\x06joined\x18\x01 \x01(\x08\"\xac\x02\n\x0eMigrationEnded\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x18\n\x0b\x64owntime_ms\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fjob_duration_ms\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x05 \x01(\x03\x12\x12\n\niterations\x18\x06 \x01(\x05\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_downtime_msB\x12\n\x10_job_duration_ms2d\n\x10MigrationService\x12P\n\x07Migrate\x12\x1f.remuda.agent.v1.MigrateRequest\x1a .remuda.agent.v1.MigrateResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MIGRATEREQUEST'].oneofs_by_name['command']._loaded_options = None
   _globals['_MIGRATEREQUEST'].oneofs_by_name['command']._serialized_options = b'\272H\002\010\001'
+  _globals['_MIGRATEREQUEST'].fields_by_name['command_id']._loaded_options = None
+  _globals['_MIGRATEREQUEST'].fields_by_name['command_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_STARTMIGRATION'].fields_by_name['key']._loaded_options = None
   _globals['_STARTMIGRATION'].fields_by_name['key']._serialized_options = b'\272H\003\310\001\001'
   _globals['_STARTMIGRATION'].fields_by_name['target_epoch']._loaded_options = None
@@ -52,23 +54,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MIGRATIONTARGET_BRIDGESENTRY']._loaded_options = None
   _globals['_MIGRATIONTARGET_BRIDGESENTRY']._serialized_options = b'8\001'
   _globals['_MIGRATEREQUEST']._serialized_start=237
-  _globals['_MIGRATEREQUEST']._serialized_end=373
-  _globals['_STARTMIGRATION']._serialized_start=376
-  _globals['_STARTMIGRATION']._serialized_end=659
-  _globals['_MIGRATIONTARGET']._serialized_start=662
-  _globals['_MIGRATIONTARGET']._serialized_end=862
-  _globals['_MIGRATIONTARGET_BRIDGESENTRY']._serialized_start=816
-  _globals['_MIGRATIONTARGET_BRIDGESENTRY']._serialized_end=862
-  _globals['_MIGRATIONPOLICY']._serialized_start=865
-  _globals['_MIGRATIONPOLICY']._serialized_end=1025
-  _globals['_CANCELMIGRATION']._serialized_start=1027
-  _globals['_CANCELMIGRATION']._serialized_end=1044
-  _globals['_MIGRATERESPONSE']._serialized_start=1047
-  _globals['_MIGRATERESPONSE']._serialized_end=1297
-  _globals['_MIGRATIONACCEPTED']._serialized_start=1299
-  _globals['_MIGRATIONACCEPTED']._serialized_end=1334
-  _globals['_MIGRATIONENDED']._serialized_start=1337
-  _globals['_MIGRATIONENDED']._serialized_end=1637
-  _globals['_MIGRATIONSERVICE']._serialized_start=1639
-  _globals['_MIGRATIONSERVICE']._serialized_end=1739
+  _globals['_MIGRATEREQUEST']._serialized_end=654
+  _globals['_STARTMIGRATION']._serialized_start=657
+  _globals['_STARTMIGRATION']._serialized_end=940
+  _globals['_MIGRATIONTARGET']._serialized_start=943
+  _globals['_MIGRATIONTARGET']._serialized_end=1143
+  _globals['_MIGRATIONTARGET_BRIDGESENTRY']._serialized_start=1097
+  _globals['_MIGRATIONTARGET_BRIDGESENTRY']._serialized_end=1143
+  _globals['_MIGRATIONPOLICY']._serialized_start=1146
+  _globals['_MIGRATIONPOLICY']._serialized_end=1331
+  _globals['_CANCELMIGRATION']._serialized_start=1333
+  _globals['_CANCELMIGRATION']._serialized_end=1350
+  _globals['_MIGRATERESPONSE']._serialized_start=1353
+  _globals['_MIGRATERESPONSE']._serialized_end=1655
+  _globals['_MIGRATIONACCEPTED']._serialized_start=1657
+  _globals['_MIGRATIONACCEPTED']._serialized_end=1692
+  _globals['_MIGRATIONENDED']._serialized_start=1695
+  _globals['_MIGRATIONENDED']._serialized_end=1995
+  _globals['_MIGRATIONSERVICE']._serialized_start=1997
+  _globals['_MIGRATIONSERVICE']._serialized_end=2097
 # @@protoc_insertion_point(module_scope)

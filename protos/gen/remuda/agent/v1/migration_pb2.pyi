@@ -25,12 +25,19 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class MigrateRequest(_message.Message):
-    """One command to a migration."""
+    """One command to a migration. Those from number 3 on are answered by a CommandResult."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    SET_BANDWIDTH_FIELD_NUMBER: _builtins.int
+    SET_MAX_DOWNTIME_FIELD_NUMBER: _builtins.int
+    SWITCH_TO_POST_COPY_FIELD_NUMBER: _builtins.int
+    PAUSE_AND_FINISH_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Chosen by the sender, repeated in the result."""
     @_builtins.property
     def start(self) -> Global___StartMigration:
         """Start or join."""
@@ -39,17 +46,38 @@ class MigrateRequest(_message.Message):
     def cancel(self) -> Global___CancelMigration:
         """Stop it before the switch-over; harmless afterwards."""
 
+    @_builtins.property
+    def set_bandwidth(self) -> _migration_pb2.SetBandwidth:
+        """Change the cap of the rate."""
+
+    @_builtins.property
+    def set_max_downtime(self) -> _migration_pb2.SetMaxDowntime:
+        """Change the longest pause."""
+
+    @_builtins.property
+    def switch_to_post_copy(self) -> _migration_pb2.SwitchToPostCopy:
+        """Go on at the target now."""
+
+    @_builtins.property
+    def pause_and_finish(self) -> _migration_pb2.PauseAndFinish:
+        """Pause until the rest is copied."""
+
     def __init__(
         self,
         *,
+        command_id: _builtins.str = ...,
         start: Global___StartMigration | None = ...,
         cancel: Global___CancelMigration | None = ...,
+        set_bandwidth: _migration_pb2.SetBandwidth | None = ...,
+        set_max_downtime: _migration_pb2.SetMaxDowntime | None = ...,
+        switch_to_post_copy: _migration_pb2.SwitchToPostCopy | None = ...,
+        pause_and_finish: _migration_pb2.PauseAndFinish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "pause_and_finish", b"pause_and_finish", "set_bandwidth", b"set_bandwidth", "set_max_downtime", b"set_max_downtime", "start", b"start", "switch_to_post_copy", b"switch_to_post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "command_id", b"command_id", "pause_and_finish", b"pause_and_finish", "set_bandwidth", b"set_bandwidth", "set_max_downtime", b"set_max_downtime", "start", b"start", "switch_to_post_copy", b"switch_to_post_copy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "cancel", "set_bandwidth", "set_max_downtime", "switch_to_post_copy", "pause_and_finish"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -176,6 +204,7 @@ class MigrationPolicy(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     PAUSE_ON_TIMEOUT_FIELD_NUMBER: _builtins.int
     AUTO_CONVERGE_FIELD_NUMBER: _builtins.int
+    ALLOW_POST_COPY_FIELD_NUMBER: _builtins.int
     max_downtime_ms: _builtins.int
     """Longest pause at the switch-over that is asked of QEMU, milliseconds."""
     bandwidth_mib_s: _builtins.int
@@ -184,6 +213,8 @@ class MigrationPolicy(_message.Message):
     """Pause the guest at the timeout instead of giving up."""
     auto_converge: _builtins.bool
     """A flag of the job, fixed at its start."""
+    allow_post_copy: _builtins.bool
+    """A flag of the job, fixed at its start: the ladder, or a command, may switch to post-copy."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """From the start of the job to the switch-over; unset: 1 h."""
@@ -196,10 +227,11 @@ class MigrationPolicy(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         pause_on_timeout: _builtins.bool = ...,
         auto_converge: _builtins.bool = ...,
+        allow_post_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_converge", b"auto_converge", "bandwidth_mib_s", b"bandwidth_mib_s", "max_downtime_ms", b"max_downtime_ms", "pause_on_timeout", b"pause_on_timeout", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_post_copy", b"allow_post_copy", "auto_converge", b"auto_converge", "bandwidth_mib_s", b"bandwidth_mib_s", "max_downtime_ms", b"max_downtime_ms", "pause_on_timeout", b"pause_on_timeout", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -232,6 +264,7 @@ class MigrateResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     MILESTONE_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___MigrationAccepted:
         """The job runs, or had ended: this call joined it."""
@@ -248,6 +281,10 @@ class MigrateResponse(_message.Message):
     def ended(self) -> Global___MigrationEnded:
         """The job ended; what became of the guest is decided by observing both hosts."""
 
+    @_builtins.property
+    def result(self) -> _migration_pb2.CommandResult:
+        """Answer to one command."""
+
     def __init__(
         self,
         *,
@@ -255,12 +292,13 @@ class MigrateResponse(_message.Message):
         progress: _migration_pb2.MigrationProgress | None = ...,
         milestone: _migration_pb2.MigrationMilestone | None = ...,
         ended: Global___MigrationEnded | None = ...,
+        result: _migration_pb2.CommandResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ended", b"ended", "event", b"event", "milestone", b"milestone", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ended", b"ended", "event", b"event", "milestone", b"milestone", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ended", b"ended", "event", b"event", "milestone", b"milestone", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ended", b"ended", "event", b"event", "milestone", b"milestone", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "progress", "milestone", "ended"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "progress", "milestone", "ended", "result"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

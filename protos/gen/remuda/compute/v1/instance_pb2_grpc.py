@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from remuda.compute.v1 import instance_pb2 as remuda_dot_compute_dot_v1_dot_instance__pb2
+from remuda.compute.v1 import moving_pb2 as remuda_dot_compute_dot_v1_dot_moving__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -74,8 +75,13 @@ class InstanceServiceStub:
                 _registered_method=True)
         self.LiveMigrateInstance = channel.unary_unary(
                 '/remuda.compute.v1.InstanceService/LiveMigrateInstance',
-                request_serializer=remuda_dot_compute_dot_v1_dot_instance__pb2.LiveMigrateInstanceRequest.SerializeToString,
+                request_serializer=remuda_dot_compute_dot_v1_dot_moving__pb2.LiveMigrateInstanceRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.CheckMigration = channel.unary_unary(
+                '/remuda.compute.v1.InstanceService/CheckMigration',
+                request_serializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationRequest.SerializeToString,
+                response_deserializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationResponse.FromString,
                 _registered_method=True)
         self.ListAllowedActions = channel.unary_unary(
                 '/remuda.compute.v1.InstanceService/ListAllowedActions',
@@ -163,6 +169,14 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckMigration(self, request, context):
+        """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
+        on nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAllowedActions(self, request, context):
         """Says for every action whether it is allowed now, and why not.
         """
@@ -231,8 +245,13 @@ def add_InstanceServiceServicer_to_server(servicer, server):
             ),
             'LiveMigrateInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.LiveMigrateInstance,
-                    request_deserializer=remuda_dot_compute_dot_v1_dot_instance__pb2.LiveMigrateInstanceRequest.FromString,
+                    request_deserializer=remuda_dot_compute_dot_v1_dot_moving__pb2.LiveMigrateInstanceRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'CheckMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckMigration,
+                    request_deserializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationRequest.FromString,
+                    response_serializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationResponse.SerializeToString,
             ),
             'ListAllowedActions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAllowedActions,
@@ -471,8 +490,35 @@ class InstanceService:
             request,
             target,
             '/remuda.compute.v1.InstanceService/LiveMigrateInstance',
-            remuda_dot_compute_dot_v1_dot_instance__pb2.LiveMigrateInstanceRequest.SerializeToString,
+            remuda_dot_compute_dot_v1_dot_moving__pb2.LiveMigrateInstanceRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.compute.v1.InstanceService/CheckMigration',
+            remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationRequest.SerializeToString,
+            remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from remuda.compute.v1 import instance_pb2 as _instance_pb2
+from remuda.compute.v1 import moving_pb2 as _moving_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -54,9 +55,13 @@ class InstanceServiceStub:
     """Starts a stopped instance on its host. Response: Instance."""
     StopInstance: _grpc.UnaryUnaryMultiCallable[_instance_pb2.StopInstanceRequest, _operations_pb2.Operation]
     """Shuts an instance off: ACPI power button, then off after `grace`. Response: Instance."""
-    LiveMigrateInstance: _grpc.UnaryUnaryMultiCallable[_instance_pb2.LiveMigrateInstanceRequest, _operations_pb2.Operation]
+    LiveMigrateInstance: _grpc.UnaryUnaryMultiCallable[_moving_pb2.LiveMigrateInstanceRequest, _operations_pb2.Operation]
     """Moves a running or paused instance to another host without stopping it.
     Response: Instance; the measured downtime stands in the Migration record.
+    """
+    CheckMigration: _grpc.UnaryUnaryMultiCallable[_moving_pb2.CheckMigrationRequest, _moving_pb2.CheckMigrationResponse]
+    """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
+    on nothing.
     """
     ListAllowedActions: _grpc.UnaryUnaryMultiCallable[_instance_pb2.ListAllowedActionsRequest, _instance_pb2.ListAllowedActionsResponse]
     """Says for every action whether it is allowed now, and why not."""
@@ -92,9 +97,13 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Starts a stopped instance on its host. Response: Instance."""
     StopInstance: _aio.UnaryUnaryMultiCallable[_instance_pb2.StopInstanceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Shuts an instance off: ACPI power button, then off after `grace`. Response: Instance."""
-    LiveMigrateInstance: _aio.UnaryUnaryMultiCallable[_instance_pb2.LiveMigrateInstanceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    LiveMigrateInstance: _aio.UnaryUnaryMultiCallable[_moving_pb2.LiveMigrateInstanceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Moves a running or paused instance to another host without stopping it.
     Response: Instance; the measured downtime stands in the Migration record.
+    """
+    CheckMigration: _aio.UnaryUnaryMultiCallable[_moving_pb2.CheckMigrationRequest, _moving_pb2.CheckMigrationResponse]  # type: ignore[assignment]
+    """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
+    on nothing.
     """
     ListAllowedActions: _aio.UnaryUnaryMultiCallable[_instance_pb2.ListAllowedActionsRequest, _instance_pb2.ListAllowedActionsResponse]  # type: ignore[assignment]
     """Says for every action whether it is allowed now, and why not."""
@@ -173,11 +182,21 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def LiveMigrateInstance(
         self,
-        request: _instance_pb2.LiveMigrateInstanceRequest,
+        request: _moving_pb2.LiveMigrateInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Moves a running or paused instance to another host without stopping it.
         Response: Instance; the measured downtime stands in the Migration record.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckMigration(
+        self,
+        request: _moving_pb2.CheckMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_moving_pb2.CheckMigrationResponse, _abc.Awaitable[_moving_pb2.CheckMigrationResponse]]:
+        """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
+        on nothing.
         """
 
     @_abc_1.abstractmethod

@@ -224,10 +224,15 @@ class MigrationMilestone(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """UPPER_SNAKE: JOB_STARTED, SOURCE_PAUSED, TARGET_RESUMED, SOURCE_CLEANED, TARGET_DEFINED."""
+    """UPPER_SNAKE: JOB_STARTED, SOURCE_PAUSED, TARGET_RESUMED, SOURCE_CLEANED, TARGET_DEFINED; the rungs
+    DOWNTIME_RAISED, POST_COPY_BEGUN, GUEST_PAUSED, JOB_ABORTED; COMMAND_APPLIED.
+    """
     host: _builtins.str
     """hosts/{uuid} that saw it."""
+    detail: _builtins.str
+    """What was seen or done, one line for people; empty: the type says it all."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """That host's clock."""
@@ -238,10 +243,11 @@ class MigrationMilestone(_message.Message):
         type: _builtins.str = ...,
         host: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "host", b"host", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,3 +447,289 @@ class ListMigrationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMigrationsResponse: _TypeAlias = ListMigrationsResponse  # noqa: Y015
+
+@_typing.final
+class ControlMigrationRequest(_message.Message):
+    """Request of ControlMigration: `attach` first, then commands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    SET_BANDWIDTH_FIELD_NUMBER: _builtins.int
+    SET_MAX_DOWNTIME_FIELD_NUMBER: _builtins.int
+    SWITCH_TO_POST_COPY_FIELD_NUMBER: _builtins.int
+    PAUSE_AND_FINISH_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Chosen by the client, repeated in the result; at most 64 characters."""
+    @_builtins.property
+    def attach(self) -> Global___AttachToMigration:
+        """Which migration; the first message and no later one."""
+
+    @_builtins.property
+    def set_bandwidth(self) -> Global___SetBandwidth:
+        """Change the cap of the rate."""
+
+    @_builtins.property
+    def set_max_downtime(self) -> Global___SetMaxDowntime:
+        """Change the longest pause that QEMU may choose for the switch-over."""
+
+    @_builtins.property
+    def switch_to_post_copy(self) -> Global___SwitchToPostCopy:
+        """Let the guest go on at the target now and pull the rest of its memory."""
+
+    @_builtins.property
+    def pause_and_finish(self) -> Global___PauseAndFinish:
+        """Pause the guest at the source until the rest is copied; it goes on at the target."""
+
+    @_builtins.property
+    def cancel(self) -> Global___GiveUp:
+        """Give up; the guest goes on at the source."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        attach: Global___AttachToMigration | None = ...,
+        set_bandwidth: Global___SetBandwidth | None = ...,
+        set_max_downtime: Global___SetMaxDowntime | None = ...,
+        switch_to_post_copy: Global___SwitchToPostCopy | None = ...,
+        pause_and_finish: Global___PauseAndFinish | None = ...,
+        cancel: Global___GiveUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "cancel", b"cancel", "command", b"command", "pause_and_finish", b"pause_and_finish", "set_bandwidth", b"set_bandwidth", "set_max_downtime", b"set_max_downtime", "switch_to_post_copy", b"switch_to_post_copy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "cancel", b"cancel", "command", b"command", "command_id", b"command_id", "pause_and_finish", b"pause_and_finish", "set_bandwidth", b"set_bandwidth", "set_max_downtime", b"set_max_downtime", "switch_to_post_copy", b"switch_to_post_copy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["attach", "set_bandwidth", "set_max_downtime", "switch_to_post_copy", "pause_and_finish", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
+
+Global___ControlMigrationRequest: _TypeAlias = ControlMigrationRequest  # noqa: Y015
+
+@_typing.final
+class AttachToMigration(_message.Message):
+    """Command: attach."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/instances/{instance}/migrations/{migration}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachToMigration: _TypeAlias = AttachToMigration  # noqa: Y015
+
+@_typing.final
+class SetBandwidth(_message.Message):
+    """Command: the cap of the rate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIB_PER_SECOND_FIELD_NUMBER: _builtins.int
+    mib_per_second: _builtins.int
+    """MiB/s; 0: none."""
+    def __init__(
+        self,
+        *,
+        mib_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mib_per_second", b"mib_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBandwidth: _TypeAlias = SetBandwidth  # noqa: Y015
+
+@_typing.final
+class SetMaxDowntime(_message.Message):
+    """Command: the longest pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    max_downtime_ms: _builtins.int
+    """Milliseconds."""
+    def __init__(
+        self,
+        *,
+        max_downtime_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_downtime_ms", b"max_downtime_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMaxDowntime: _TypeAlias = SetMaxDowntime  # noqa: Y015
+
+@_typing.final
+class SwitchToPostCopy(_message.Message):
+    """Command: post-copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwitchToPostCopy: _TypeAlias = SwitchToPostCopy  # noqa: Y015
+
+@_typing.final
+class PauseAndFinish(_message.Message):
+    """Command: pause and finish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseAndFinish: _TypeAlias = PauseAndFinish  # noqa: Y015
+
+@_typing.final
+class GiveUp(_message.Message):
+    """Command: give up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GiveUp: _TypeAlias = GiveUp  # noqa: Y015
+
+@_typing.final
+class ControlMigrationResponse(_message.Message):
+    """Response of ControlMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___MigrationProgress:
+        """Live progress, the newest."""
+
+    @_builtins.property
+    def result(self) -> Global___CommandResult:
+        """Answer to one command."""
+
+    @_builtins.property
+    def ended(self) -> Global___Migration:
+        """The migration is over; last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___MigrationProgress | None = ...,
+        result: Global___CommandResult | None = ...,
+        ended: Global___Migration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "ended"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ControlMigrationResponse: _TypeAlias = ControlMigrationResponse  # noqa: Y015
+
+@_typing.final
+class CommandResult(_message.Message):
+    """What became of a command, as seen by the host that holds the job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Effect:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CommandResult._Effect.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EFFECT_UNSPECIFIED: CommandResult._Effect.ValueType  # 0
+        """Never sent."""
+        EFFECT_APPLIED: CommandResult._Effect.ValueType  # 1
+        """In force, seen in the job's own figures where they can show it."""
+        EFFECT_DEFERRED_TO_MEMORY_PHASE: CommandResult._Effect.ValueType  # 2
+        """Accepted; libvirt does not apply it to disks on their way, so that it counts from the memory phase on."""
+        EFFECT_NOT_EFFECTIVE: CommandResult._Effect.ValueType  # 3
+        """libvirt took it, and the job's figures did not follow within 5 s."""
+        EFFECT_REFUSED: CommandResult._Effect.ValueType  # 4
+        """Not possible in this phase or for this migration; `error` says why. Nothing was changed."""
+
+    class Effect(_Effect, metaclass=_EffectEnumTypeWrapper):
+        """What it did."""
+
+    EFFECT_UNSPECIFIED: CommandResult.Effect.ValueType  # 0
+    """Never sent."""
+    EFFECT_APPLIED: CommandResult.Effect.ValueType  # 1
+    """In force, seen in the job's own figures where they can show it."""
+    EFFECT_DEFERRED_TO_MEMORY_PHASE: CommandResult.Effect.ValueType  # 2
+    """Accepted; libvirt does not apply it to disks on their way, so that it counts from the memory phase on."""
+    EFFECT_NOT_EFFECTIVE: CommandResult.Effect.ValueType  # 3
+    """libvirt took it, and the job's figures did not follow within 5 s."""
+    EFFECT_REFUSED: CommandResult.Effect.ValueType  # 4
+    """Not possible in this phase or for this migration; `error` says why. Nothing was changed."""
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Of the request."""
+    effect: Global___CommandResult.Effect.ValueType
+    """See Effect."""
+    phase: Global___MigrationProgress.Phase.ValueType
+    """Phase in which it was carried out or refused."""
+    observed: _builtins.str
+    """What was seen, one line for people."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it was refused, with an ErrorInfo."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        effect: Global___CommandResult.Effect.ValueType = ...,
+        phase: Global___MigrationProgress.Phase.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
+        observed: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "effect", b"effect", "error", b"error", "observed", b"observed", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandResult: _TypeAlias = CommandResult  # noqa: Y015

@@ -45,6 +45,11 @@ class MigrationServiceStub:
                 request_serializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ListMigrationsRequest.SerializeToString,
                 response_deserializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ListMigrationsResponse.FromString,
                 _registered_method=True)
+        self.ControlMigration = channel.stream_stream(
+                '/remuda.compute.v1.MigrationService/ControlMigration',
+                request_serializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ControlMigrationRequest.SerializeToString,
+                response_deserializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ControlMigrationResponse.FromString,
+                _registered_method=True)
 
 
 class MigrationServiceServicer:
@@ -65,6 +70,21 @@ class MigrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ControlMigration(self, request_iterator, context):
+        """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
+        CommandResult with its command_id. Closing the call changes nothing.
+
+        command              DISKS                     MEMORY                    later
+        set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+        set_max_downtime     APPLIED                   APPLIED                   REFUSED
+        switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
+        pause_and_finish     REFUSED                   APPLIED                   REFUSED
+        cancel               APPLIED                   APPLIED                   REFUSED
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MigrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +97,11 @@ def add_MigrationServiceServicer_to_server(servicer, server):
                     servicer.ListMigrations,
                     request_deserializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ListMigrationsRequest.FromString,
                     response_serializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ListMigrationsResponse.SerializeToString,
+            ),
+            'ControlMigration': grpc.stream_stream_rpc_method_handler(
+                    servicer.ControlMigration,
+                    request_deserializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ControlMigrationRequest.FromString,
+                    response_serializer=remuda_dot_compute_dot_v1_dot_migration__pb2.ControlMigrationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +159,33 @@ class MigrationService:
             '/remuda.compute.v1.MigrationService/ListMigrations',
             remuda_dot_compute_dot_v1_dot_migration__pb2.ListMigrationsRequest.SerializeToString,
             remuda_dot_compute_dot_v1_dot_migration__pb2.ListMigrationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlMigration(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/remuda.compute.v1.MigrationService/ControlMigration',
+            remuda_dot_compute_dot_v1_dot_migration__pb2.ControlMigrationRequest.SerializeToString,
+            remuda_dot_compute_dot_v1_dot_migration__pb2.ControlMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,17 @@ class MigrationServiceStub:
     """Reads one migration."""
     ListMigrations: _grpc.UnaryUnaryMultiCallable[_migration_pb2.ListMigrationsRequest, _migration_pb2.ListMigrationsResponse]
     """Lists the migrations of an instance, newest first."""
+    ControlMigration: _grpc.StreamStreamMultiCallable[_migration_pb2.ControlMigrationRequest, _migration_pb2.ControlMigrationResponse]
+    """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
+    CommandResult with its command_id. Closing the call changes nothing.
+
+        command              DISKS                     MEMORY                    later
+        set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+        set_max_downtime     APPLIED                   APPLIED                   REFUSED
+        switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
+        pause_and_finish     REFUSED                   APPLIED                   REFUSED
+        cancel               APPLIED                   APPLIED                   REFUSED
+    """
 
 @_typing.type_check_only
 class MigrationServiceAsyncStub(MigrationServiceStub):
@@ -47,6 +58,17 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     """Reads one migration."""
     ListMigrations: _aio.UnaryUnaryMultiCallable[_migration_pb2.ListMigrationsRequest, _migration_pb2.ListMigrationsResponse]  # type: ignore[assignment]
     """Lists the migrations of an instance, newest first."""
+    ControlMigration: _aio.StreamStreamMultiCallable[_migration_pb2.ControlMigrationRequest, _migration_pb2.ControlMigrationResponse]  # type: ignore[assignment]
+    """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
+    CommandResult with its command_id. Closing the call changes nothing.
+
+        command              DISKS                     MEMORY                    later
+        set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+        set_max_downtime     APPLIED                   APPLIED                   REFUSED
+        switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
+        pause_and_finish     REFUSED                   APPLIED                   REFUSED
+        cancel               APPLIED                   APPLIED                   REFUSED
+    """
 
 class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads migrations; they are made by the verbs of InstanceService."""
@@ -66,5 +88,22 @@ class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_migration_pb2.ListMigrationsResponse, _abc.Awaitable[_migration_pb2.ListMigrationsResponse]]:
         """Lists the migrations of an instance, newest first."""
+
+    @_abc_1.abstractmethod
+    def ControlMigration(
+        self,
+        request_iterator: _MaybeAsyncIterator[_migration_pb2.ControlMigrationRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_migration_pb2.ControlMigrationResponse], _abc.AsyncIterator[_migration_pb2.ControlMigrationResponse]]:
+        """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
+        CommandResult with its command_id. Closing the call changes nothing.
+
+            command              DISKS                     MEMORY                    later
+            set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+            set_max_downtime     APPLIED                   APPLIED                   REFUSED
+            switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
+            pause_and_finish     REFUSED                   APPLIED                   REFUSED
+            cancel               APPLIED                   APPLIED                   REFUSED
+        """
 
 def add_MigrationServiceServicer_to_server(servicer: MigrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -274,6 +274,7 @@ class Progress(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     percent: _builtins.int
     """0 to 100, never falls."""
     message: _builtins.str
@@ -286,6 +287,10 @@ class Progress(_message.Message):
     def transfer(self) -> Global___TransferProgress:
         """Bytes on their way, for example a base image."""
 
+    @_builtins.property
+    def queue(self) -> Global___QueueProgress:
+        """It waits for its turn."""
+
     def __init__(
         self,
         *,
@@ -293,16 +298,47 @@ class Progress(_message.Message):
         message: _builtins.str = ...,
         migration: _migration_pb2.MigrationProgress | None = ...,
         transfer: Global___TransferProgress | None = ...,
+        queue: Global___QueueProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "migration", b"migration", "transfer", b"transfer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "migration", b"migration", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "message", b"message", "migration", b"migration", "percent", b"percent", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "message", b"message", "migration", b"migration", "percent", b"percent", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["migration", "transfer"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["migration", "transfer", "queue"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class QueueProgress(_message.Message):
+    """Waiting for others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """1 is next."""
+    limit: _builtins.str
+    """The limit it waits for: "outgoing of hosts/{uuid}", "incoming of hosts/{uuid}", "cluster", "link"."""
+    allowed: _builtins.int
+    """How many may run under that limit."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        limit: _builtins.str = ...,
+        allowed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "limit", b"limit", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueProgress: _TypeAlias = QueueProgress  # noqa: Y015
 
 @_typing.final
 class TransferProgress(_message.Message):

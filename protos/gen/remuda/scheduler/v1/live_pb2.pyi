@@ -6,6 +6,8 @@ What the api asks of the leader; a standby refuses with NOT_LEADER."""
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from remuda.compute.v1 import migration_pb2 as _migration_pb2
+from remuda.compute.v1 import moving_pb2 as _moving_pb2
 from remuda.compute.v1 import operation_pb2 as _operation_pb2
 import builtins as _builtins
 import sys
@@ -163,3 +165,107 @@ class ReadConsoleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadConsoleResponse: _TypeAlias = ReadConsoleResponse  # noqa: Y015
+
+@_typing.final
+class CheckMigrationRequest(_message.Message):
+    """Request of CheckMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """UUID of the instance."""
+    @_builtins.property
+    def request(self) -> _moving_pb2.CheckMigrationRequest:
+        """As the client asked."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        request: _moving_pb2.CheckMigrationRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckMigrationRequest: _TypeAlias = CheckMigrationRequest  # noqa: Y015
+
+@_typing.final
+class CheckMigrationResponse(_message.Message):
+    """Response of CheckMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> _moving_pb2.CheckMigrationResponse:
+        """For the client."""
+
+    def __init__(
+        self,
+        *,
+        response: _moving_pb2.CheckMigrationResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckMigrationResponse: _TypeAlias = CheckMigrationResponse  # noqa: Y015
+
+@_typing.final
+class ControlMigrationRequest(_message.Message):
+    """Request of ControlMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    """UUID of the migration's operation; first message only."""
+    @_builtins.property
+    def command(self) -> _migration_pb2.ControlMigrationRequest:
+        """Later messages: a command, never `attach`."""
+
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        command: _migration_pb2.ControlMigrationRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "operation_id", b"operation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlMigrationRequest: _TypeAlias = ControlMigrationRequest  # noqa: Y015
+
+@_typing.final
+class ControlMigrationResponse(_message.Message):
+    """Response of ControlMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _migration_pb2.ControlMigrationResponse:
+        """Progress and results; the end of the operation is the end of the stream."""
+
+    def __init__(
+        self,
+        *,
+        event: _migration_pb2.ControlMigrationResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlMigrationResponse: _TypeAlias = ControlMigrationResponse  # noqa: Y015

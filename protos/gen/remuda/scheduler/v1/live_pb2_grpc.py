@@ -50,6 +50,16 @@ class LiveServiceStub:
                 request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ReadConsoleRequest.SerializeToString,
                 response_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ReadConsoleResponse.FromString,
                 _registered_method=True)
+        self.CheckMigration = channel.unary_unary(
+                '/remuda.scheduler.v1.LiveService/CheckMigration',
+                request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationRequest.SerializeToString,
+                response_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationResponse.FromString,
+                _registered_method=True)
+        self.ControlMigration = channel.stream_stream(
+                '/remuda.scheduler.v1.LiveService/ControlMigration',
+                request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationRequest.SerializeToString,
+                response_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationResponse.FromString,
+                _registered_method=True)
 
 
 class LiveServiceServicer:
@@ -77,6 +87,20 @@ class LiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckMigration(self, request, context):
+        """Preflight of a move, by real probes on hosts; acts on nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ControlMigration(self, request_iterator, context):
+        """Steers a migration that this leader follows; ends with it. The first message names the operation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LiveServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +118,16 @@ def add_LiveServiceServicer_to_server(servicer, server):
                     servicer.ReadConsole,
                     request_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ReadConsoleRequest.FromString,
                     response_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ReadConsoleResponse.SerializeToString,
+            ),
+            'CheckMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckMigration,
+                    request_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationRequest.FromString,
+                    response_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationResponse.SerializeToString,
+            ),
+            'ControlMigration': grpc.stream_stream_rpc_method_handler(
+                    servicer.ControlMigration,
+                    request_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationRequest.FromString,
+                    response_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +212,60 @@ class LiveService:
             '/remuda.scheduler.v1.LiveService/ReadConsole',
             remuda_dot_scheduler_dot_v1_dot_live__pb2.ReadConsoleRequest.SerializeToString,
             remuda_dot_scheduler_dot_v1_dot_live__pb2.ReadConsoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.scheduler.v1.LiveService/CheckMigration',
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationRequest.SerializeToString,
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlMigration(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/remuda.scheduler.v1.LiveService/ControlMigration',
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationRequest.SerializeToString,
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class LiveServiceStub:
     """Runs placement for a request without acting, for validate_only and ExplainPlacement."""
     ReadConsole: _grpc.UnaryUnaryMultiCallable[_live_pb2.ReadConsoleRequest, _live_pb2.ReadConsoleResponse]
     """The tail of a guest's console, from the agent that holds it."""
+    CheckMigration: _grpc.UnaryUnaryMultiCallable[_live_pb2.CheckMigrationRequest, _live_pb2.CheckMigrationResponse]
+    """Preflight of a move, by real probes on hosts; acts on nothing."""
+    ControlMigration: _grpc.StreamStreamMultiCallable[_live_pb2.ControlMigrationRequest, _live_pb2.ControlMigrationResponse]
+    """Steers a migration that this leader follows; ends with it. The first message names the operation."""
 
 @_typing.type_check_only
 class LiveServiceAsyncStub(LiveServiceStub):
@@ -51,6 +55,10 @@ class LiveServiceAsyncStub(LiveServiceStub):
     """Runs placement for a request without acting, for validate_only and ExplainPlacement."""
     ReadConsole: _aio.UnaryUnaryMultiCallable[_live_pb2.ReadConsoleRequest, _live_pb2.ReadConsoleResponse]  # type: ignore[assignment]
     """The tail of a guest's console, from the agent that holds it."""
+    CheckMigration: _aio.UnaryUnaryMultiCallable[_live_pb2.CheckMigrationRequest, _live_pb2.CheckMigrationResponse]  # type: ignore[assignment]
+    """Preflight of a move, by real probes on hosts; acts on nothing."""
+    ControlMigration: _aio.StreamStreamMultiCallable[_live_pb2.ControlMigrationRequest, _live_pb2.ControlMigrationResponse]  # type: ignore[assignment]
+    """Steers a migration that this leader follows; ends with it. The first message names the operation."""
 
 class LiveServiceServicer(metaclass=_abc_1.ABCMeta):
     """Live views that never go through etcd."""
@@ -78,5 +86,21 @@ class LiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_live_pb2.ReadConsoleResponse, _abc.Awaitable[_live_pb2.ReadConsoleResponse]]:
         """The tail of a guest's console, from the agent that holds it."""
+
+    @_abc_1.abstractmethod
+    def CheckMigration(
+        self,
+        request: _live_pb2.CheckMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_live_pb2.CheckMigrationResponse, _abc.Awaitable[_live_pb2.CheckMigrationResponse]]:
+        """Preflight of a move, by real probes on hosts; acts on nothing."""
+
+    @_abc_1.abstractmethod
+    def ControlMigration(
+        self,
+        request_iterator: _MaybeAsyncIterator[_live_pb2.ControlMigrationRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_live_pb2.ControlMigrationResponse], _abc.AsyncIterator[_live_pb2.ControlMigrationResponse]]:
+        """Steers a migration that this leader follows; ends with it. The first message names the operation."""
 
 def add_LiveServiceServicer_to_server(servicer: LiveServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,6 +8,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from remuda.compute.v1 import instance_pb2 as public
+from remuda.compute.v1 import moving_pb2
 from remuda.store.v1 import instance_pb2 as records
 from remuda.store.v1 import operation_pb2
 from remuda_core import lifecycle, names
@@ -38,7 +39,7 @@ Operation = operations_pb2.Operation
 VerbRequest: TypeAlias = (
     public.StartInstanceRequest
     | public.StopInstanceRequest
-    | public.LiveMigrateInstanceRequest
+    | moving_pb2.LiveMigrateInstanceRequest
     | public.DeleteInstanceRequest
 )
 
@@ -215,7 +216,7 @@ class VerbAdmission:
         return Plan(response=operation_message(ended(pending, response)))
 
     def _as_wanted(self, action: Action, seen: _Seen, admitted: VerbRequest) -> bool:
-        if isinstance(admitted, public.LiveMigrateInstanceRequest):
+        if isinstance(admitted, moving_pb2.LiveMigrateInstanceRequest):
             host = seen.status.host_id
             return bool(host) and admitted.target_host == names.host_name(HostId(host))
         return lifecycle.holds_already(action, seen.status.state)
@@ -225,11 +226,11 @@ class VerbAdmission:
         admitted = type(request)()
         admitted.CopyFrom(request)  # type: ignore[arg-type]
         admitted.name = str(seen.name)
-        if isinstance(admitted, public.LiveMigrateInstanceRequest):
+        if isinstance(admitted, moving_pb2.LiveMigrateInstanceRequest):
             await self._hosts_of_migration(seen, admitted)
         return admitted
 
-    async def _hosts_of_migration(self, seen: _Seen, admitted: public.LiveMigrateInstanceRequest) -> None:
+    async def _hosts_of_migration(self, seen: _Seen, admitted: moving_pb2.LiveMigrateInstanceRequest) -> None:
         if admitted.source_host:
             source = await self._resolver.host(admitted.source_host, field="source_host")
             if source != seen.status.host_id:

@@ -2,7 +2,8 @@
 
 from google.protobuf.any_pb2 import Any
 from remuda.compute.v1.host_pb2 import ExplainPlacementRequest
-from remuda.compute.v1.instance_pb2 import CreateInstanceRequest, LiveMigrateInstanceRequest
+from remuda.compute.v1.instance_pb2 import CreateInstanceRequest
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda_core.errors import invalid_argument, not_found
 from remuda_core.ids import FlavorId, HostId, ImageId, InstanceId, NetworkId
 

@@ -14,8 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 from remuda.agent.v1.common_pb2 import DomainSpec
 from remuda.agent.v1.migration_pb2 import MigrationEnded, MigrationPolicy, MigrationTarget, StartMigration
-from remuda.compute.v1.instance_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.migration_pb2 import Migration, MigrationProgress
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.operation_pb2 import OperationMetadata, Progress
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError

@@ -1,7 +1,7 @@
 """Which host a guest is moved to: the decision, its reservation, and the next one when it was in vain."""
 
-from remuda.compute.v1.instance_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.migration_pb2 import Migration
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.store.v1.instance_pb2 import InstanceStatus
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from remuda.compute.v1.instance_pb2 import (
     DeleteInstanceRequest,
     Instance,
-    LiveMigrateInstanceRequest,
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda_core.ids import InstanceId, OperationId
 from remuda_core.testing.hosts import PAUSED, RUNNING, SHUTOFF
 
