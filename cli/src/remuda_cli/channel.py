@@ -113,6 +113,7 @@ class _Calls(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
 ):
     """Adds the token and a request id to every call; prints both forms of it with --debug."""
 
@@ -131,6 +132,11 @@ class _Calls(
         return continuation(self._prepared(client_call_details, request), request)
 
     def intercept_stream_unary(
+        self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Iterator[Any]
+    ) -> Any:
+        return continuation(self._prepared(client_call_details, None), request_iterator)
+
+    def intercept_stream_stream(
         self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Iterator[Any]
     ) -> Any:
         return continuation(self._prepared(client_call_details, None), request_iterator)

@@ -11,9 +11,12 @@ from remuda_cli.commands import (
     host,
     image,
     instance,
+    instance_check,
     instance_migration,
     instance_views,
     migration,
+    migration_commands,
+    migration_control,
     network,
     operation,
 )
@@ -47,6 +50,9 @@ def build() -> typer.Typer:
     app.callback()(global_options)
     instance_views.register(instance.app)
     instance_migration.register(instance.app)
+    instance_check.register(instance.app)
+    migration_control.register(migration.app)
+    migration_commands.register(migration.app)
     app.add_typer(instance.app, name="instance", help="Virtual machines.")
     app.add_typer(host.app, name="host", help="Machines that instances run on.")
     app.add_typer(image.app, name="image", help="Disks that instances boot from.")

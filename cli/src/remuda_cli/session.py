@@ -82,6 +82,10 @@ class Session:
 
         self._print(many(kind, messages, self.format, self.label))
 
+    def print_lines(self, lines: Sequence[str]) -> None:
+        """What a command lays out itself."""
+        self._print(lines)
+
     def note(self, text: str) -> None:
         """Something that is no data."""
         print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Follows an operation to its end, over broken connections, Ctrl-C and --timeout."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.longrunning import operations_pb2
@@ -50,13 +50,15 @@ def finish(
     target: str,
     response: Message | None = None,
     json_lines: bool = False,
+    footer: Callable[[], Sequence[str]] | None = None,
 ) -> operations_pb2.Operation:
-    """Waits until it ends; fills `response`. The outcome goes to stderr, as a sentence.
+    """Waits until it ends; fills `response`. The outcome goes to stderr, as a sentence. `footer`: lines that
+    stand below the panel on a terminal.
 
     Raises Failure: FAILED with the operation's reason, TIMED_OUT, INTERRUPTED, UNAVAILABLE.
     """
     names = Subjects(session, target)
-    display = displays.choose(names, session.label, json_lines=json_lines)
+    display = displays.choose(names, session.label, json_lines=json_lines, footer=footer)
     try:
         ended = follow(session.gateway, operation.name, display, timeout_seconds=session.timeout_seconds)
     finally:

@@ -1,7 +1,8 @@
 """Settings of a service: defaults < TOML file (--config) < environment < flags.
 
 Environment variables are PREFIX + the path in upper case, nested by "__": REMUDA_API_ETCD__ENDPOINTS. Flags
-are --etcd.endpoints=...; lists are JSON in both. An unknown key is an error, but for the environment's.
+are --etcd.endpoints=..., with - or _ between words; lists are JSON in both. An unknown key is an error, but
+for the environment's.
 """
 
 import argparse
@@ -165,7 +166,15 @@ def _flags(settings: type[BaseSettings], program: str, argv: Sequence[str]) -> d
     source = CliSettingsSource[Any](
         settings, cli_prog_name=program, cli_exit_on_error=False, cli_avoid_json=False
     )
-    return source(args=list(argv))()
+    return source(args=[_underscored(argument) for argument in argv])()
+
+
+def _underscored(argument: str) -> str:
+    """--facts-override=a-b as the fields are called: --facts_override=a-b."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return f"--{flag.removeprefix('--').replace('-', '_')}{equals}{value}"
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

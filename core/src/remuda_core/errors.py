@@ -21,6 +21,7 @@ class Reason(StrEnum):
     ADDRESS_TAKEN = "ADDRESS_TAKEN"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     CANCELLED = "CANCELLED"
+    COMMAND_REFUSED = "COMMAND_REFUSED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     DISK_FULL = "DISK_FULL"
@@ -60,6 +61,7 @@ class Reason(StrEnum):
     PAGE_TOKEN_EXPIRED = "PAGE_TOKEN_EXPIRED"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
     PERMISSION_DENIED = "PERMISSION_DENIED"
+    PREFLIGHT_FAILED = "PREFLIGHT_FAILED"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
     REVISION_AHEAD = "REVISION_AHEAD"
@@ -97,6 +99,10 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.ADDRESS_TAKEN: Meaning(StatusCode.ALREADY_EXISTS, "Another port has the requested address."),
         Reason.ALREADY_EXISTS: Meaning(StatusCode.ALREADY_EXISTS, "The name or id is taken."),
         Reason.CANCELLED: Meaning(StatusCode.CANCELLED, "The operation was cancelled and undone."),
+        Reason.COMMAND_REFUSED: Meaning(
+            _REFUSED,
+            "The migration does not take the command: its phase, or what it was begun with, forbids it.",
+        ),
         Reason.DEADLINE_EXCEEDED: Meaning(
             StatusCode.DEADLINE_EXCEEDED, "The caller's or the service's own time was up."
         ),
@@ -162,6 +168,9 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.PAGE_TOKEN_INVALID: Meaning(_INVALID, "The page token is damaged, or of another query."),
         Reason.PERMISSION_DENIED: Meaning(
             StatusCode.PERMISSION_DENIED, "The caller is known and may not do this."
+        ),
+        Reason.PREFLIGHT_FAILED: Meaning(
+            _REFUSED, "A condition of the move does not hold; each is listed, nothing was touched."
         ),
         Reason.REQUEST_ID_REUSED: Meaning(_INVALID, "The request_id was used with another body."),
         Reason.REQUEST_TOO_LARGE: Meaning(

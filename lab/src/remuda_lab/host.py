@@ -11,6 +11,7 @@ import json
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from remuda_lab.commands import run
 from remuda_lab.errors import CommandFailed, WaitTimeout
@@ -25,6 +26,8 @@ from remuda_lab.waiting import wait_for
 
 LIBVIRT_SOCKET = "/run/libvirt/libvirt-sock"
 AGENT_CONFIG = "/etc/remuda/agent.toml"
+FACTS_OVERRIDE = "/etc/remuda/facts.toml"
+"""What the agent shall tell of its host instead of the truth, where there is such a file."""
 AGENT_LOG = "/var/log/remuda/agent.log"
 
 
@@ -116,6 +119,8 @@ def wait_libvirtd(host: Host, *, timeout: float = 20.0) -> None:
 def start_agent(host: Host) -> None:
     """Start the host's agent. Not restarted when it ends: who kills it wants to see what happens then."""
     argv = [console_script("remuda-agent"), "--config", AGENT_CONFIG]
+    if Path(f"/proc/{host.init.pid}/root{FACTS_OVERRIDE}").exists():
+        argv += ["--facts-override", FACTS_OVERRIDE]
     host.units.start(UnitSpec(name="agent", argv=argv, log=AGENT_LOG))
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 
 from remuda_lab.cluster import Cluster
@@ -155,6 +156,16 @@ def _restart(arguments: argparse.Namespace) -> None:
     print(f"{arguments.service} runs, as pid {cluster.pid(arguments.service).pid}")
 
 
+def _facts(arguments: argparse.Namespace) -> None:
+    try:
+        facts = tomllib.loads("\n".join(arguments.facts))
+    except tomllib.TOMLDecodeError as error:
+        raise LabError(f"facts are KEY=VALUE, a value as in TOML: {error}") from error
+    Cluster(_lab(arguments)).override_facts(arguments.host, facts)
+    told = ", ".join(facts) or "nothing"
+    print(f"{arguments.host} runs its agent with {told} overridden")
+
+
 def _demo(_: argparse.Namespace) -> None:
     # Imported here: the other verbs do without gRPC's start-up time.
     from remuda_lab.demo import run_demo
@@ -231,6 +242,13 @@ def _parser() -> argparse.ArgumentParser:
         "service", help="api, scheduler-1, scheduler-2, image-store, or a host for its agent"
     )
     restart.set_defaults(verb=_restart)
+
+    facts = verbs.add_parser(
+        "facts", help="let a host tell other facts, see remuda_agent.overrides; none: the truth again"
+    )
+    facts.add_argument("host")
+    facts.add_argument("facts", nargs="*", metavar="KEY=VALUE", help="e.g. libvirt_version=8000000")
+    facts.set_defaults(verb=_facts)
 
     verbs.add_parser("demo", help="the whole mesh from nothing to nothing; two guests move").set_defaults(
         verb=_demo

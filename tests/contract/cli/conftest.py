@@ -23,6 +23,7 @@ from remuda.compute.v1 import (
     instance_pb2_grpc,
     migration_pb2,
     migration_pb2_grpc,
+    moving_pb2,
     network_pb2,
     network_pb2_grpc,
     operation_pb2,
@@ -88,6 +89,10 @@ class State:
     instance_watches: list[list[instance_pb2.WatchInstancesResponse | grpc.StatusCode]] = field(
         default_factory=list
     )
+    check: moving_pb2.CheckMigrationResponse = field(default_factory=moving_pb2.CheckMigrationResponse)
+    answers: list[migration_pb2.CommandResult | grpc.StatusCode] = field(default_factory=list)
+    """To commands of ControlMigration, in order."""
+    commands: list[migration_pb2.ControlMigrationRequest] = field(default_factory=list)
     uploaded: bytearray = field(default_factory=bytearray)
     upload_breaks_after: list[int] = field(default_factory=list)
     """Frames after which the next streams break."""
@@ -222,6 +227,22 @@ class Fake:
             ended = getattr(item, "done", False)
         while not ended and context.is_active() and not self.closing.wait(0.02):
             pass
+
+    def CheckMigration(self, request: Any, context: grpc.ServicerContext) -> Message:
+        self._enter("CheckMigration", request, context)
+        return self.state.check
+
+    def ControlMigration(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
+        """Each command gets the next of `answers`, under its id; a grpc.StatusCode breaks the stream."""
+        self._enter("ControlMigration", next(requests), context)
+        yield migration_pb2.ControlMigrationResponse(progress=migration_pb2.MigrationProgress(iteration=1))
+        for request in requests:
+            self.state.commands.append(request)
+            answer = self.state.answers.pop(0)
+            if isinstance(answer, grpc.StatusCode):
+                context.abort(answer, "the script says so")
+            answer.command_id = request.command_id
+            yield migration_pb2.ControlMigrationResponse(result=answer)
 
     def CancelOperation(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:
         self._enter("CancelOperation", request, context)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
@@ -18,8 +20,10 @@ import pytest_asyncio
 from remuda_agent.hypervisor import (
     DomainDescription,
     DomainNic,
+    GuestFacts,
     Hypervisor,
     MigrationRequest,
+    hypervisor_error,
 )
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.hypervisor.libvirt import open_libvirt
@@ -76,6 +80,22 @@ class Hosts(Protocol):
         """On `a`, with SIGKILL."""
         ...
 
+    async def opened(self, hostname: str, *, transport: str = "tls", patience: float = 20.0) -> str:
+        """`a` opens the libvirt of `hostname`: the host name that it said. Raises as the driver does."""
+        ...
+
+    def refuse_peers(self) -> str:
+        """Nothing listens on `b` for the transport that is returned."""
+        ...
+
+    def cut_off(self, *, again: bool = False) -> None:
+        """`b` loses its network; `again`: it has it again."""
+        ...
+
+    def beyond(self, guest: GuestFacts) -> tuple[GuestFacts, str]:
+        """The guest with a CPU that `b` cannot give, and a word of what it lacks."""
+        ...
+
     def reopened(self) -> AbstractAsyncContextManager[Hypervisor]:
         """Another connection to `a`, as a restarted agent has it."""
         ...
@@ -129,6 +149,22 @@ class FakeHosts:
 
     def kill_qemu(self, guest: DomainDescription) -> None:
         self.fabric.kill_qemu("host1", guest.instance_id)
+
+    async def opened(self, hostname: str, *, transport: str = "tls", patience: float = 20.0) -> str:
+        return await self.a.open_peer(hostname, transport=transport, patience=patience)
+
+    def refuse_peers(self) -> str:
+        with self.fabric.transaction() as world:
+            world.host("host2").libvirt_listens = False
+        return "tls"
+
+    def cut_off(self, *, again: bool = False) -> None:
+        (self.fabric.heal if again else self.fabric.cut)("host2")
+
+    def beyond(self, guest: GuestFacts) -> tuple[GuestFacts, str]:
+        with self.fabric.transaction() as world:
+            world.host("host2").cpu_missing_features = ["avx2"]
+        return guest, "avx2"
 
     @asynccontextmanager
     async def reopened(self) -> AsyncIterator[Hypervisor]:
@@ -194,6 +230,26 @@ class LabHosts:
     def kill_qemu(self, guest: DomainDescription) -> None:
         self.lab.send_signal("host1", f"qemu:{guest.instance_id}")
 
+    async def opened(self, hostname: str, *, transport: str = "tls", patience: float = 20.0) -> str:
+        # The driver of the tests is not inside the host, whose network and certificates it needs here.
+        arguments = json.dumps([hostname, transport, patience])
+        argv = [sys.executable, "-c", OPEN_PEER, arguments]
+        said = await asyncio.to_thread(self.lab.host("host1").run, argv)
+        name, error = json.loads(said.splitlines()[-1])
+        if error:
+            raise hypervisor_error(error)
+        return str(name)
+
+    def refuse_peers(self) -> str:
+        return "tcp"
+
+    def cut_off(self, *, again: bool = False) -> None:
+        (self.lab.heal if again else self.lab.cut)("host2")
+
+    def beyond(self, guest: GuestFacts) -> tuple[GuestFacts, str]:
+        model = "<cpu mode='custom' match='exact'><model>Skylake-Server</model></cpu>"
+        return replace(guest, cpu_xml=model), "avx512"
+
     def reopened(self) -> AbstractAsyncContextManager[Hypervisor]:
         return open_libvirt(self.lab.host("host1").libvirt_uri, TCG)
 
@@ -214,6 +270,20 @@ class LabHosts:
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(guest.disk)]
         )
 
+
+OPEN_PEER = """
+import asyncio, json, sys
+from remuda_agent.hypervisor.libvirt.connection import start_event_loop
+from remuda_agent.hypervisor.libvirt.peer import Peers
+from remuda_core.errors import RemudaError
+hostname, transport, patience = json.loads(sys.argv[1])
+start_event_loop()
+try:
+    said = asyncio.run(Peers().hostname(hostname, transport=transport, patience=patience)), ""
+except RemudaError as error:
+    said = "", error.message
+print(json.dumps(said))
+"""
 
 TCG = DomainType(name="qemu", reason="the lab's guests are small", proven=True)
 

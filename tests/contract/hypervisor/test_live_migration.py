@@ -252,5 +252,4 @@ async def next_event(
 # * The fake opens no file: a missing disk or base image fails a start or a migration under libvirt only.
 # * A guest that was paused *during* its migration arrives running under the fake; under libvirt it does so
 #   or not, depending on the moment.
-# * The fake has no post-copy.
 # * libvirt tells more events (STARTED and SUSPENDED of the incoming copy, several UNDEFINED and DEFINED).

@@ -70,6 +70,11 @@ def test_the_lines_that_up_prints_reach_the_cluster_and_down_leaves_nothing(work
     assert lab(workplace, "restart", "scheduler-1").returncode == 0
     assert lab(workplace, "restart", "host1").returncode == 0
     assert "started 2 times" in lab(workplace, "status").stdout
+    refused = lab(workplace, "facts", "host1", "libvirt_versions=8000000")
+    assert (refused.returncode, "libvirt_versions" in refused.stderr) == (1, True), refused.stderr
+    lying = lab(workplace, "facts", "host1", "libvirt_version=8000000", 'cpu_missing_features=["avx2"]')
+    assert "libvirt_version, cpu_missing_features overridden" in lying.stdout, lying.stderr
+    assert "nothing overridden" in lab(workplace, "facts", "host1").stdout
 
     down = lab(workplace, "down")
     assert down.returncode == 0, down.stderr

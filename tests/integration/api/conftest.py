@@ -13,10 +13,16 @@ import pytest_asyncio
 from google.longrunning import operations_pb2 as lro
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.protobuf.message import Message
-from remuda.compute.v1 import flavor_pb2, instance_pb2, network_pb2, operation_pb2
+from remuda.compute.v1 import flavor_pb2, instance_pb2, moving_pb2, network_pb2, operation_pb2
 from remuda.compute.v1.flavor_pb2_grpc import FlavorServiceStub
 from remuda.compute.v1.host_pb2_grpc import HostServiceStub
 from remuda.compute.v1.instance_pb2_grpc import InstanceServiceStub
+from remuda.compute.v1.migration_pb2 import (
+    CommandResult,
+    ControlMigrationRequest,
+    ControlMigrationResponse,
+    MigrationProgress,
+)
 from remuda.compute.v1.migration_pb2_grpc import MigrationServiceStub
 from remuda.compute.v1.network_pb2_grpc import NetworkServiceStub
 from remuda.compute.v1.operation_pb2_grpc import OperationServiceStub
@@ -85,6 +91,16 @@ class Client:
         )
 
 
+def applied(command_id: str) -> ControlMigrationResponse:
+    result = CommandResult(
+        command_id=command_id,
+        effect=CommandResult.EFFECT_APPLIED,
+        phase=MigrationProgress.PHASE_MEMORY,
+        observed="1.9 MiB/s seen",
+    )
+    return ControlMigrationResponse(result=result)
+
+
 class Live(LiveServiceServicer):
     """What the leader answers; a test sets it."""
 
@@ -95,6 +111,13 @@ class Live(LiveServiceServicer):
         self.watched = 0
         self.request_ids: list[str] = []
         self.refusal: RemudaError | None = None
+        self.checked: list[live_pb2.CheckMigrationRequest] = []
+        self.check = moving_pb2.CheckMigrationResponse()
+        self.commands: list[ControlMigrationRequest] = []
+        self.deaf = False
+        """Commands arrive and are not answered."""
+        self.control: asyncio.Queue[ControlMigrationResponse | RemudaError | None] = asyncio.Queue()
+        """What the next control stream says besides its answers; None ends it."""
 
     async def WatchProgress(
         self, request: live_pb2.WatchProgressRequest, context: object
@@ -109,6 +132,35 @@ class Live(LiveServiceServicer):
             raise self.refusal
         self.explained.append(request)
         return live_pb2.ExplainResponse(explanation=self.explanation)
+
+    async def CheckMigration(
+        self, request: live_pb2.CheckMigrationRequest, context: object
+    ) -> live_pb2.CheckMigrationResponse:
+        if self.refusal is not None:
+            raise self.refusal
+        self.checked.append(request)
+        return live_pb2.CheckMigrationResponse(response=self.check)
+
+    async def ControlMigration(
+        self, request_iterator: AsyncIterator[live_pb2.ControlMigrationRequest], context: object
+    ) -> AsyncIterator[live_pb2.ControlMigrationResponse]:
+        first = await anext(request_iterator)
+        assert first.operation_id
+
+        async def listen() -> None:
+            async for request in request_iterator:
+                self.commands.append(request.command)
+                if not self.deaf:
+                    self.control.put_nowait(applied(request.command.command_id))
+
+        listening = asyncio.create_task(listen())
+        try:
+            while (event := await self.control.get()) is not None:
+                if isinstance(event, RemudaError):
+                    raise event
+                yield live_pb2.ControlMigrationResponse(event=event)
+        finally:
+            listening.cancel()
 
     async def ReadConsole(
         self, request: live_pb2.ReadConsoleRequest, context: object

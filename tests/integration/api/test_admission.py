@@ -6,6 +6,7 @@ import uuid
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from remuda.compute.v1 import flavor_pb2, instance_pb2, moving_pb2
+from remuda.compute.v1.moving_pb2 import MigrationCheck
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import instance_pb2 as records
 from remuda_core.errors import Reason, RemudaError
@@ -359,6 +360,9 @@ async def test_validate_only_makes_every_check_and_changes_nothing(
     cluster: Cluster, admin: Client, alice: Client, launch: Launch, pieces: Pieces
 ) -> None:
     web = await launch("web")
+    cluster.leader.live.check.candidates.add(
+        host="hosts/chosen", probed=True, verdict=MigrationCheck.VERDICT_PASS
+    )
     before = await cluster.keys_under()
     request = pieces.request("db")
     request.validate_only = True

@@ -8,14 +8,24 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
-from remuda.agent.v1 import agent_pb2, agent_pb2_grpc, migration_pb2, migration_pb2_grpc
+from remuda.agent.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
+    probe_pb2,
+    probe_pb2_grpc,
+)
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.ids import HostId, InstanceId
+from remuda_core.ids import HostId, InstanceId, OperationId
 from remuda_core.rpc.status import STATUS_KEY, to_status
 from remuda_scheduler.hosts.agents import AgentClients
+from remuda_scheduler.hosts.probes import HostProbes
+from remuda_scheduler.live.control import ControlHub
 
 HOST = HostId(str(uuid.uuid4()))
 INSTANCE = InstanceId(str(uuid.uuid4()))
@@ -25,6 +35,7 @@ Fail = Callable[[Any], Awaitable[None]]
 class BrokenAgent(
     agent_pb2_grpc.AgentServiceServicer,
     migration_pb2_grpc.MigrationServiceServicer,
+    probe_pb2_grpc.ProbeServiceServicer,
 ):
     """Every rpc fails in the same way, streams after their first message."""
 
@@ -48,6 +59,16 @@ class BrokenAgent(
         yield migration_pb2.MigrateResponse(accepted=migration_pb2.MigrationAccepted())
         await self._fail(context)
 
+    async def Listen(self, request: Any, context: Any) -> AsyncIterator[probe_pb2.ListenResponse]:
+        yield probe_pb2.ListenResponse(port=1)
+        await self._fail(context)
+
+    async def DescribeGuest(self, request: Any, context: Any) -> Any:
+        await self._fail(context)
+
+    AssessGuest = ResolveHost = Connect = OpenLibvirt = DescribeGuest
+    WriteNonce = ReadNonce = RemoveNonce = MeasureDirtyRate = DescribeGuest
+
 
 def aborting(code: StatusCode, status: Status | None = None) -> Fail:
     async def fail(context: Any) -> None:
@@ -67,6 +88,7 @@ async def clients(fail: Fail) -> AsyncIterator[AgentClients]:
     agent = BrokenAgent(fail)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(agent, server)
     migration_pb2_grpc.add_MigrationServiceServicer_to_server(agent, server)
+    probe_pb2_grpc.add_ProbeServiceServicer_to_server(agent, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     made = AgentClients(open_channel=grpc.aio.insecure_channel, endpoint_of=lambda _: f"127.0.0.1:{port}")
@@ -75,6 +97,19 @@ async def clients(fail: Fail) -> AsyncIterator[AgentClients]:
     finally:
         await made.close()
         await server.stop(None)
+
+
+async def listen(agents: AgentClients) -> None:
+    async for _ in HostProbes(agents.channel).listen(HOST, probe_pb2.ListenRequest(), 5):
+        pass
+
+
+def probe(rpc: str, request: Message) -> Callable[[AgentClients], Awaitable[object]]:
+    def call(agents: AgentClients) -> Awaitable[object]:
+        found: Awaitable[object] = getattr(HostProbes(agents.channel), rpc)(HOST, request, 5)
+        return found
+
+    return call
 
 
 CALLS: dict[str, Callable[[AgentClients], Awaitable[object]]] = {
@@ -88,7 +123,18 @@ CALLS: dict[str, Callable[[AgentClients], Awaitable[object]]] = {
         on_progress=lambda _: None,
         on_milestone=lambda _: None,
         cancel=asyncio.Event(),
+        steering=ControlHub().desk(OperationId("op")),
     ),
+    "listen": listen,
+    "describe_guest": probe("describe_guest", probe_pb2.DescribeGuestRequest()),
+    "assess_guest": probe("assess_guest", probe_pb2.AssessGuestRequest()),
+    "resolve_host": probe("resolve_host", probe_pb2.ResolveHostRequest()),
+    "connect": probe("connect", probe_pb2.ConnectRequest()),
+    "open_libvirt": probe("open_libvirt", probe_pb2.OpenLibvirtRequest()),
+    "write_nonce": probe("write_nonce", probe_pb2.WriteNonceRequest()),
+    "read_nonce": probe("read_nonce", probe_pb2.ReadNonceRequest()),
+    "remove_nonce": probe("remove_nonce", probe_pb2.RemoveNonceRequest()),
+    "measure_dirty_rate": probe("measure_dirty_rate", probe_pb2.MeasureDirtyRateRequest()),
 }
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 

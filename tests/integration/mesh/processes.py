@@ -31,6 +31,8 @@ from remuda_lab.pki import (
 
 LOOPBACK = IPv4Address("127.0.0.1")
 HOST_NAMES = ("alpha", "beta", "gamma")
+FAKE_HOSTS: dict[str, Value] = {name: f"192.0.2.{number}" for number, name in enumerate(HOST_NAMES, start=1)}
+"""Their names are in no resolver, and preflight wants to know that they do not lead to loopback."""
 SHARING = ("alpha", "beta")
 """Hosts that mount the shared pool."""
 TTL_SECONDS = 2
@@ -181,6 +183,7 @@ class Mesh:
                 "console_dir": console,
                 "hypervisor": "fake",
                 "fake_world": self.world,
+                "fake_hosts": FAKE_HOSTS,
                 "boot_id_file": boot,
                 "enrolment_token": token,
                 # What is left is what a host offers.

@@ -1,8 +1,10 @@
 """Statistics of a job as clients see them."""
 
+import pytest
 from remuda.compute.v1.migration_pb2 import MigrationProgress
 from remuda_agent.hypervisor import MigrationJobStats
-from remuda_agent.migration_progress import to_progress
+from remuda_agent.migration_progress import phase_of, to_progress
+from remuda_core.migration.commands import Phase
 
 MIB = 1 << 20
 
@@ -62,3 +64,18 @@ def test_what_fits_in_the_allowed_pause_converges_whatever_is_dirtied() -> None:
     )
     assert to_progress(stats).does_not_converge
     assert not to_progress(stats, max_downtime_ms=1500).does_not_converge
+
+
+@pytest.mark.parametrize(
+    ("seen", "phase"),
+    [
+        (MigrationJobStats(), Phase.PREPARING),
+        (MigrationJobStats(memory_total_bytes=9, disk_remaining_bytes=1), Phase.DISKS),
+        (MigrationJobStats(memory_total_bytes=9), Phase.MEMORY),
+        (MigrationJobStats(memory_total_bytes=9, switching_over=True), Phase.SWITCH_OVER),
+        (MigrationJobStats(memory_total_bytes=9, post_copy=True), Phase.POST_COPY),
+    ],
+)
+def test_every_phase_is_told(seen: MigrationJobStats, phase: Phase) -> None:
+    assert phase_of(seen) is phase
+    assert MigrationProgress.Phase.Name(to_progress(seen).phase) == f"PHASE_{phase}"

@@ -15,6 +15,7 @@ from remuda_agent.migration_parameters import Parameters
 from remuda_agent.observer import Observer
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, OperationId
+from remuda_core.migration import ladder
 from remuda_core.testing.waiting import wait_for
 
 from tests.unit.agent.conftest import INSTANCE, NEVER, Source, start
@@ -178,7 +179,7 @@ async def test_a_job_that_does_not_obey_its_abort_stays_ours_until_it_ends(sourc
     await asyncio.sleep(0.5)
     assert job.task is not None
     assert not job.task.done()
-    assert source.left == ["6b0ff1d4-4f6b-4b41-9a7c-0b54a1f4d8f7.migration"]
+    assert source.left[0] == f"{INSTANCE}.migration"
     assert (await observer.one(INSTANCE)).job == ObservedInstance.JOB_MIGRATION_OUT
     gate.set()
     with pytest.raises(RemudaError) as late:
@@ -215,7 +216,7 @@ async def test_a_migration_that_waits_for_its_turn_and_is_given_up_never_begins(
 async def test_a_paused_guest_of_which_nothing_more_is_sent_does_not_stand_still_for_ever(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migration_steering, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(ladder, "STUCK_SECONDS", 0.3)
     job = await paused_for_it(source)
     with source.fabric.transaction() as world:
         [moving] = world.jobs.values()

@@ -10,6 +10,7 @@ from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor
 from remuda_agent.inventory import Inventory
 from remuda_agent.network.bridges import Bridges
 from remuda_agent.opening import open_hypervisor
+from remuda_agent.overrides import FactsOverride
 from remuda_agent.probe.domain_type import DomainType
 from remuda_agent.settings import AgentSettings, PoolSettings
 
@@ -37,10 +38,29 @@ async def test_a_network_is_offered_as_long_as_its_bridge_is_there(tmp_path: Pat
         pools=NoPools(),
         bridges=Bridges(configured.bridges, sys_class_net=tmp_path),
         settings=configured,
+        override=FactsOverride(),
     )
     assert list((await inventory.now()).physical_networks) == []
     (tmp_path / "br1" / "bridge").mkdir(parents=True)
     assert list((await inventory.now()).physical_networks) == ["red"]
+
+
+async def test_what_is_overridden_for_a_lab_is_offered_and_warned_of(tmp_path: Path) -> None:
+    configured = settings(tmp_path)
+    override = FactsOverride(cpu_missing_features=("avx2",), libvirt_version=8_000_000)
+    inventory = Inventory(
+        hypervisor=FakeHypervisor(FakeFabric(), "a"),
+        pools=NoPools(),
+        bridges=Bridges(configured.bridges, sys_class_net=tmp_path),
+        settings=configured,
+        override=override,
+    )
+    told = await inventory.now()
+    assert (told.libvirt_version, told.qemu_version) == (8_000_000, 7_002_022)
+    assert list(told.warnings) == [
+        "cpu is overridden for a lab by --facts-override",
+        "libvirt_version is overridden for a lab by --facts-override",
+    ]
 
 
 @pytest.mark.parametrize(("proven", "level"), [(True, "info"), (False, "warning")])

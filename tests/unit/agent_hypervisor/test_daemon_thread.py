@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from remuda_agent.hypervisor.libvirt.daemon_thread import in_daemon_thread
+from remuda_agent.daemon_thread import in_daemon_thread
 
 
 async def test_result_and_exception_come_back() -> None:
@@ -38,7 +38,7 @@ async def test_cancelling_stops_waiting_and_not_the_call() -> None:
 
 STOPPED_IN_THE_MIDDLE = """
 import asyncio, time
-from remuda_agent.hypervisor.libvirt.daemon_thread import in_daemon_thread
+from remuda_agent.daemon_thread import in_daemon_thread
 async def main():
     task = asyncio.create_task(in_daemon_thread(lambda: time.sleep(600), name="t"))
     await asyncio.sleep(0.05)

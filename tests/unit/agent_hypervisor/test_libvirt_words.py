@@ -115,6 +115,33 @@ def test_the_certificate_is_checked_against_the_name_although_bytes_go_to_an_add
     assert migration.flags(asked) & libvirt.VIR_MIGRATE_AUTO_CONVERGE
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_post_copy_is_a_flag_of_the_start_and_keeps_to_the_same_cap(allowed: bool) -> None:
+    asked = replace(REQUEST, bandwidth_mib_s=40, allow_post_copy=allowed)
+    assert bool(migration.flags(asked) & libvirt.VIR_MIGRATE_POSTCOPY) is allowed
+    chosen = migration.parameters(asked, **PARTS)  # type: ignore[arg-type]
+    assert chosen.get(libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY) == (40 if allowed else None)
+    free = migration.parameters(replace(asked, bandwidth_mib_s=0), **PARTS)  # type: ignore[arg-type]
+    assert libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY not in free
+
+
+@pytest.mark.parametrize(
+    ("reason", "switching_over", "post_copy"),
+    [
+        ("", False, False),
+        ("user", False, False),
+        ("migration", True, False),
+        ("postcopy", False, True),
+        ("postcopy_failed", False, True),
+    ],
+)
+def test_what_a_paused_source_waits_for_is_told_with_its_statistics(
+    reason: str, switching_over: bool, post_copy: bool
+) -> None:
+    stats = migration.job_stats({"memory_total": 5}, reason)
+    assert (stats.switching_over, stats.post_copy) == (switching_over, post_copy)
+
+
 def test_plain_tcp_has_no_certificate_to_check() -> None:
     asked = replace(REQUEST, target_address="10.0.0.2", transport="tcp")
     chosen = migration.parameters(asked, **PARTS)  # type: ignore[arg-type]

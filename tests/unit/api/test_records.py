@@ -86,6 +86,15 @@ def test_a_host_that_never_attached_is_enrolling() -> None:
     assert host_message(found, up, Usage(vcpus=1)).usage.vcpus == 1
 
 
+def test_what_a_host_warns_of_is_shown_with_it() -> None:
+    record = host_pb2.HostRecord(id="h", display_name="node")
+    found = Entry(key="k", value=record, create_revision=1, mod_revision=1)
+    status = host_pb2.HostStatus(state=Host.STATE_UP)
+    assert list(host_message(found, status, None).warnings) == []
+    status.inventory.warnings.append("cpu is overridden for a lab")
+    assert list(host_message(found, status, None).warnings) == ["cpu is overridden for a lab"]
+
+
 def test_an_action_whose_state_holds_already_is_allowed_unless_somebody_holds_the_instance() -> None:
     running = Instance(name="projects/p/instances/i", state=Instance.STATE_RUNNING)
     start = next(one for one in allowed_actions(running, held_by="") if one.action == "StartInstance")

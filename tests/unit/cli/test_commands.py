@@ -13,13 +13,14 @@ from remuda_core.errors import REASONS, Reason, RemudaError
 from remuda_core.rpc.status import to_status
 
 NOUNS = {
-    "instance": "create launch list show update delete start stop live-migrate"
+    "instance": "create launch list show update delete start stop live-migrate check-migration"
     " actions events console-log watch",
     "host": "create list show delete cordon uncordon explain-placement",
     "image": "upload list show delete download",
     "flavor": "create list show delete",
     "network": "create list show delete",
-    "migration": "list show",
+    "migration": "list show control set-bandwidth set-max-downtime switch-to-post-copy"
+    " pause-and-finish cancel",
     "operation": "list show watch wait cancel",
 }
 

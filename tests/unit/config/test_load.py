@@ -80,6 +80,12 @@ def test_flags_go_over_everything(tmp_path: Path) -> None:
     )
 
 
+def test_words_of_a_flag_may_be_joined_by_hyphens_and_its_value_stays_as_it_is(tmp_path: Path) -> None:
+    assert demo(tmp_path, "--ttl-seconds=9").ttl_seconds == 9.0
+    assert demo(tmp_path, "--log-level", "info").log_level == "info"
+    assert demo(tmp_path, "--etcd.user=a-b").etcd.user == "a-b"
+
+
 def test_without_a_file_environment_and_flags_suffice() -> None:
     settings = load(Demo, ["--listen=127.0.0.1:0"], "REMUDA_DEMO__", environ={})
     assert settings.listen == "127.0.0.1:0"

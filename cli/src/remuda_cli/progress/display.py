@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from remuda.compute.v1 import operation_pb2
@@ -13,6 +13,7 @@ from remuda.compute.v1 import operation_pb2
 from remuda_cli.output.columns import operation_metadata
 from remuda_cli.output.render import ndjson
 from remuda_cli.output.table import Label
+from remuda_cli.output.words import last_part
 from remuda_cli.progress.fresh import FreshProgress
 from remuda_cli.progress.lines import Metadata, Subject, elapsed, milestone, plain_line, title
 
@@ -45,11 +46,13 @@ class PlainDisplay:
         write: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         every_seconds: tuple[float, float] = PLAIN_SECONDS,
+        label: Label = last_part,
     ) -> None:
         self._subject_of = subject_of
         self._write = write
         self._clock = clock
         self._every = every_seconds
+        self._label = label
         self._title = ""
         self._milestone: tuple[object, ...] = ()
         self._last = 0.0
@@ -69,7 +72,7 @@ class PlainDisplay:
         if message.operation.done or (changed == self._milestone and now - self._last < pause):
             return
         self._milestone, self._last = changed, now
-        self._write(plain_line(metadata, took))
+        self._write(plain_line(metadata, took, self._label))
 
     def note(self, text: str) -> None:
         self._write(text)
@@ -98,8 +101,10 @@ class NdjsonDisplay:
 class TerminalDisplay:
     """Redraws in place; the clocks in it run on between two messages."""
 
-    def __init__(self, subject_of: SubjectOf, label: Label) -> None:
-        from rich.console import Console, RenderableType
+    def __init__(
+        self, subject_of: SubjectOf, label: Label, footer: Callable[[], Sequence[str]] | None = None
+    ) -> None:
+        from rich.console import Console, Group, RenderableType
         from rich.live import Live
         from rich.text import Text
 
@@ -114,9 +119,10 @@ class TerminalDisplay:
         def draw() -> RenderableType:
             if self._metadata is None:
                 return Text(self._text or "asking the gateway")
-            return operation_panel(
+            panel = operation_panel(
                 self._metadata, self._subject, label, now_seconds=time.time(), note=self._text
             )
+            return Group(panel, *(Text(f"  {line}", style="dim") for line in footer())) if footer else panel
 
         self._live = Live(
             console=Console(stderr=True), get_renderable=draw, refresh_per_second=5, redirect_stdout=False
@@ -144,10 +150,16 @@ def to_stdout(text: str) -> None:
     print(text, flush=True)
 
 
-def choose(subject_of: SubjectOf, label: Label, *, json_lines: bool) -> Display:
+def choose(
+    subject_of: SubjectOf,
+    label: Label,
+    *,
+    json_lines: bool,
+    footer: Callable[[], Sequence[str]] | None = None,
+) -> Display:
     """Redrawing only where stderr is a terminal that can."""
     if json_lines:
         return NdjsonDisplay(write=to_stdout, note=to_stderr)
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return TerminalDisplay(subject_of, label)
-    return PlainDisplay(subject_of, write=to_stderr)
+        return TerminalDisplay(subject_of, label, footer)
+    return PlainDisplay(subject_of, write=to_stderr, label=label)

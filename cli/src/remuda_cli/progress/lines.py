@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from remuda.compute.v1 import migration_pb2, operation_pb2
 
+from remuda_cli.output.table import Label
 from remuda_cli.output.units import human_bytes, human_ms, human_rate, human_seconds
-from remuda_cli.output.words import enum_word, moment
+from remuda_cli.output.words import enum_word, last_part, moment
 
 Metadata = operation_pb2.OperationMetadata
 MigrationProgress = migration_pb2.MigrationProgress
@@ -61,6 +62,8 @@ def phase_of(metadata: Metadata) -> str:
             return f"waiting for a host that does not answer, at {metadata.phase or 'its next step'}"
         case Metadata.STATE_WAITING_FOR_OPERATOR:
             return f"waiting for an operator to decide, see the events of the instance, at {metadata.phase}"
+    if metadata.progress.HasField("queue"):
+        return "waiting for its turn"
     migration = migration_of(metadata)
     if migration is not None and migration.phase in _PHASES:
         return _PHASES[migration.phase]
@@ -120,7 +123,7 @@ def expected_downtime(progress: MigrationProgress) -> str:
     return f"expected downtime {human_ms(progress.expected_downtime_ms)}"
 
 
-def plain_line(metadata: Metadata, elapsed_seconds: float) -> str:
+def plain_line(metadata: Metadata, elapsed_seconds: float, label: Label = last_part) -> str:
     """All of one moment on one line, for logs and pipes."""
     parts = [f"{human_seconds(elapsed_seconds):>8}  {phase_of(metadata)}"]
     progress = metadata.progress
@@ -134,11 +137,33 @@ def plain_line(metadata: Metadata, elapsed_seconds: float) -> str:
         parts += [f"memory {memory}"] if memory and migration.phase != MigrationProgress.PHASE_DISKS else []
         if migration.phase in copying:
             parts += [rates(migration), convergence(migration), expected_downtime(migration)]
+    elif progress.HasField("queue"):
+        parts[0] += f": {queue_line(progress.queue, label)}"
     elif progress.HasField("transfer"):
         parts.append(transfer_line(progress.transfer.done_bytes, progress.transfer.total_bytes))
     elif progress.message:
         parts.append(progress.message)
     return "; ".join(part for part in parts if part)
+
+
+def queue_line(queue: operation_pb2.QueueProgress, label: Label) -> str:
+    """`2nd, host1 may send 2 at a time`."""
+    what, _, host = queue.limit.partition(" of ")
+    who = label(host) if host else "each host"
+    at_a_time = f"{queue.allowed} at a time"
+    limits = {
+        "outgoing": f"{who} may send {at_a_time}",
+        "incoming": f"{who} may receive {at_a_time}",
+        "cluster": f"the cluster may move {at_a_time}",
+        "link": f"the two hosts may move {at_a_time} between them",
+    }
+    return f"{_ordinal(queue.position)}, {limits.get(what, f'{queue.limit}: {at_a_time}')}"
+
+
+def _ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st."""
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else endings.get(number % 10, 'th')}"
 
 
 def transfer_line(done_bytes: int, total_bytes: int) -> str:
@@ -156,6 +181,8 @@ def milestone(metadata: Metadata) -> tuple[object, ...]:
         migration.phase if migration else 0,
         migration.does_not_converge if migration else False,
         metadata.cancel_requested,
+        metadata.progress.queue.position,
+        metadata.progress.queue.limit,
     )
 
 

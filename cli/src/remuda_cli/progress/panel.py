@@ -39,6 +39,9 @@ def operation_panel(
     if migration is not None:
         parts.append(_bars(metadata, migration))
         parts += _figures(migration)
+    elif metadata.progress.HasField("queue"):
+        waits = f"{lines.phase_of(metadata)}: {lines.queue_line(metadata.progress.queue, label)}"
+        parts.append(Text(f"  {waits}", style="magenta"))
     elif metadata.HasField("progress"):
         parts.append(_progress(metadata.progress))
     if metadata.state in (Metadata.STATE_WAITING_FOR_HOST, Metadata.STATE_WAITING_FOR_OPERATOR):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from google.protobuf.message import Message
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 
 from remuda_core import names
 from remuda_core.auth.caller import Caller, Kind
@@ -36,6 +37,8 @@ class Rule:
     """`projects/-` is accepted there; the handler shows only what `Caller.may_see`."""
     admin_fields: tuple[str, ...] = ()
     """Fields that only admins may set."""
+    admin_values: tuple[tuple[str, int], ...] = ()
+    """Field paths of enums, each with the one value that only admins may give."""
 
 
 _ANYONE = Rule(anyone=True)
@@ -72,14 +75,30 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "DeleteInstance": _NAME,
                 "StartInstance": _NAME,
                 "StopInstance": _NAME,
-                "LiveMigrateInstance": Rule(users=True, projects=("name",), admin_fields=("target_host",)),
+                "LiveMigrateInstance": Rule(
+                    users=True,
+                    projects=("name",),
+                    admin_fields=("target_host",),
+                    admin_values=(("priority", LiveMigrateInstanceRequest.PRIORITY_MAINTENANCE),),
+                ),
+                "CheckMigration": Rule(
+                    users=True, projects=("name",), admin_fields=("target_host", "probe_limit")
+                ),
                 "ListAllowedActions": _NAME,
                 "ListInstanceEvents": _PARENT,
                 "WatchInstances": _ANY_PARENT,
                 "GetConsoleOutput": _NAME,
             },
         ),
-        **_service("remuda.compute.v1.MigrationService", {"GetMigration": _NAME, "ListMigrations": _PARENT}),
+        **_service(
+            "remuda.compute.v1.MigrationService",
+            {
+                "GetMigration": _NAME,
+                "ListMigrations": _PARENT,
+                # Whoever may ask for a move may steer it.
+                "ControlMigration": Rule(users=True, projects=("attach.name",)),
+            },
+        ),
         **_service(
             "remuda.compute.v1.HostService",
             {
@@ -127,7 +146,14 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
         **_service("remuda.image.v1.ChunkService", {"GetManifest": _HOST, "ReadChunks": _HOST}),
         **_service("remuda.scheduler.v1.HostRegistryService", {"Attach": _HOST}),
         **_service(
-            "remuda.scheduler.v1.LiveService", {"WatchProgress": _API, "Explain": _API, "ReadConsole": _API}
+            "remuda.scheduler.v1.LiveService",
+            {
+                "WatchProgress": _API,
+                "Explain": _API,
+                "ReadConsole": _API,
+                "CheckMigration": _API,
+                "ControlMigration": _API,
+            },
         ),
         **_service(
             "remuda.agent.v1.AgentService",
@@ -139,6 +165,21 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
             },
         ),
         **_service("remuda.agent.v1.MigrationService", {"Migrate": _SCHEDULER}),
+        **_service(
+            "remuda.agent.v1.ProbeService",
+            {
+                "DescribeGuest": _SCHEDULER,
+                "AssessGuest": _SCHEDULER,
+                "ResolveHost": _SCHEDULER,
+                "Listen": _SCHEDULER,
+                "Connect": _SCHEDULER,
+                "OpenLibvirt": _SCHEDULER,
+                "WriteNonce": _SCHEDULER,
+                "ReadNonce": _SCHEDULER,
+                "RemoveNonce": _SCHEDULER,
+                "MeasureDirtyRate": _SCHEDULER,
+            },
+        ),
         # Load balancers have no identity; what the services are is no secret either.
         **_service("grpc.health.v1.Health", {"Check": _ANYONE, "List": _ANYONE, "Watch": _ANYONE}),
         **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _ANYONE}),
@@ -173,6 +214,9 @@ def admit_request(rule: Rule, caller: Caller, request: Message) -> None:
     for path in rule.admin_fields:
         if _field(request, path) and not caller.is_admin:
             raise permission_denied(f"setting {path} needs the admin role", field=path, role="admin")
+    for path, value in rule.admin_values:
+        if _field(request, path) == value and not caller.is_admin:
+            raise permission_denied(f"this value of {path} needs the admin role", field=path, role="admin")
 
 
 def require_project(caller: Caller, project: ProjectId) -> None:

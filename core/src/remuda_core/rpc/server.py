@@ -30,8 +30,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ENDLESS: Collection[str] = frozenset(
     {
         "/remuda.compute.v1.InstanceService/WatchInstances",
+        "/remuda.compute.v1.MigrationService/ControlMigration",
         "/remuda.compute.v1.OperationService/WatchOperation",
         "/remuda.scheduler.v1.HostRegistryService/Attach",
+        "/remuda.scheduler.v1.LiveService/ControlMigration",
         "/remuda.scheduler.v1.LiveService/WatchProgress",
         # The jobs go on without their streams, and the scheduler joins them again.
         "/remuda.agent.v1.AgentService/RunStep",

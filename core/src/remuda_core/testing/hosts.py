@@ -21,6 +21,7 @@ from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.status import to_status
+from remuda_core.testing.steering import Obedience, Steering
 
 RUNNING = Instance.POWER_STATE_RUNNING
 PAUSED = Instance.POWER_STATE_PAUSED
@@ -64,7 +65,7 @@ class Migrating(Enum):
     SUCCEEDS = auto()
     FAILS = auto()
     UNTIL_CANCELLED = auto()
-    """Copies on and on; a cancel ends it with the guest at the source."""
+    """Copies on and on; a cancel ends it with the guest at the source, `pause_and_finish` at the target."""
     GUEST_STOPS = auto()
     ANSWER_LOST = auto()
     """It succeeds while the source's agent is silent."""
@@ -84,6 +85,9 @@ class FakeHost:
     silent_for: int = -1
     """Calls that stay unanswered; -1: all, until `silence` is taken away."""
     migrating: Migrating = Migrating.SUCCEEDS
+    obedience: Obedience = field(default_factory=Obedience)
+    """What it does with commands to migrations."""
+    streams_cut: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def empty(self) -> bool:
@@ -91,6 +95,11 @@ class FakeHost:
 
     def fall_silent(self, how: Silence = Silence.LOST, calls: int = -1) -> None:
         self.silence, self.silent_for = how, calls
+
+    def cut_streams(self) -> None:
+        """Nobody who follows a job hears more of it; the jobs go on, and can be joined."""
+        cut, self.streams_cut = self.streams_cut, asyncio.Event()
+        cut.set()
 
     def come_back(self) -> None:
         self.silence = None
@@ -108,6 +117,8 @@ class FakeHosts:
 
     def __init__(self, *ids: HostId) -> None:
         self.hosts = {host: FakeHost(id=host) for host in ids}
+        for host, made in self.hosts.items():
+            made.obedience.host = f"hosts/{host}"
         self.log: list[tuple[HostId, str, str]] = []
         """(host, step, "do" or "undo") of every order that was obeyed, in order."""
         self.jobs_started = 0
@@ -158,6 +169,7 @@ class FakeHosts:
         on_progress: Callable[[MigrationProgress], None],
         on_milestone: Callable[[MigrationMilestone], None],
         cancel: asyncio.Event,
+        steering: Steering,
     ) -> MigrationEnded:
         source, key = self._reach(host), start.key
         self._obey_leader(source, key.leader)
@@ -166,8 +178,11 @@ class FakeHosts:
         on_milestone(MigrationMilestone(type="JOB_STARTED", host=f"hosts/{host}", time=_now()))
         on_progress(MigrationProgress(phase=MigrationProgress.PHASE_MEMORY, memory_total_bytes=100))
         try:
-            await self._join(source, start, cancel)
+            async with source.obedience.steered(start, steering, on_milestone):
+                await self._join(source, start, cancel)
         except RemudaError as error:
+            if error.reason is Reason.HOST_UNREACHABLE:
+                raise
             ended = MigrationEnded(status=to_status(error))
         else:
             for kind, where in (("SOURCE_PAUSED", host), ("TARGET_RESUMED", start.target.host_id)):
@@ -179,6 +194,12 @@ class FakeHosts:
         return ended
 
     # --- reaching a host ---
+
+    async def answer_probe(self, host: HostId) -> FakeHost:
+        """A question of preflight: it changes nothing, and comes to nothing where the host is silent."""
+        found = self._reach(host)
+        self._answer(found)
+        return found
 
     def _reach(self, host: HostId) -> FakeHost:
         found = self.hosts[host]
@@ -321,13 +342,17 @@ class FakeHosts:
             self.jobs_started += 1
         job, stop = self._jobs[name]
         asked = asyncio.create_task(cancel.wait())
+        cut = asyncio.create_task(source.streams_cut.wait())
         try:
-            await asyncio.wait({job, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({job, asked, cut}, return_when=asyncio.FIRST_COMPLETED)
+            if cut.done():
+                raise RemudaError(Reason.HOST_UNREACHABLE, f"the stream from {source.id} broke")
             if asked.done():
                 stop.set()
             await asyncio.shield(job)
         finally:
             asked.cancel()
+            cut.cancel()
 
     async def _migrate(
         self, source: FakeHost, target: FakeHost, start: StartMigration, cancel: asyncio.Event
@@ -347,7 +372,9 @@ class FakeHosts:
                 domain.power, domain.reason = SHUTOFF, "shutdown"
                 raise RemudaError(Reason.HYPERVISOR_ERROR, "the guest is not running")
             case Migrating.UNTIL_CANCELLED:
-                await self._copy_until(cancel, domain)
+                await self._copy_until(cancel, source.obedience.may_finish, domain)
+                self._resume(target, instance, start)
+                domain.power, domain.reason = SHUTOFF, "migrated"
             case Migrating.TARGET_SILENT:
                 domain.power, domain.reason = PAUSED, "migration"
                 self._resume(target, instance, start)
@@ -369,13 +396,18 @@ class FakeHosts:
             reason="migrated",
         )
 
-    async def _copy_until(self, cancel: asyncio.Event, domain: FakeDomain) -> None:
+    async def _copy_until(self, cancel: asyncio.Event, may_finish: asyncio.Event, domain: FakeDomain) -> None:
+        """Raises CANCELLED."""
         domain.job = ObservedInstance.JOB_MIGRATION_OUT
+        waits = [asyncio.create_task(cancel.wait()), asyncio.create_task(may_finish.wait())]
         try:
-            await cancel.wait()
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             domain.job = ObservedInstance.JOB_UNSPECIFIED
-        raise RemudaError(Reason.CANCELLED, "the job was aborted")
+            for wait in waits:
+                wait.cancel()
+        if cancel.is_set():
+            raise RemudaError(Reason.CANCELLED, "the job was aborted")
 
 
 def _now() -> Timestamp:

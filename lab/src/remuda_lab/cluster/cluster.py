@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -16,11 +16,11 @@ from remuda_lab.cluster import addresses, settings
 from remuda_lab.cluster.client import LabClient, make_client, tokens_file
 from remuda_lab.cluster.populate import create_catalogue, create_host, wait_hosts_up
 from remuda_lab.cluster.settings import Options
-from remuda_lab.cluster.toml_text import render
+from remuda_lab.cluster.toml_text import Value, render
 from remuda_lab.errors import LabError
 from remuda_lab.fabric_http import get
 from remuda_lab.guest import ensure_guest_image
-from remuda_lab.host import AGENT_LOG, start_agent
+from remuda_lab.host import AGENT_LOG, FACTS_OVERRIDE, start_agent
 from remuda_lab.kvm import Probe, probe_kvm
 from remuda_lab.lab import Lab, check_machine
 from remuda_lab.layout import SERVICE_ADDRESSES, HostPlan
@@ -229,6 +229,20 @@ class Cluster:
     def restart(self, name: str) -> None:
         """SIGKILL and start again."""
         self.kill(name)
+        self.start(name)
+
+    def override_facts(self, name: str, facts: Mapping[str, Value]) -> None:
+        """Let a host tell these facts instead of its own (the keys are those of the agent's
+        `--facts-override`); none: the truth again. Its agent is started anew. Raises LabError when it
+        refuses.
+        """
+        file = self.lab.paths.host(name).etc / FACTS_OVERRIDE.removeprefix("/etc/")
+        if facts:
+            file.write_text(render(facts))
+        else:
+            file.unlink(missing_ok=True)
+        if self.is_running(name):
+            self.kill(name)
         self.start(name)
 
     def wait_healthy(self, name: str, *, timeout: float = 30.0) -> None:

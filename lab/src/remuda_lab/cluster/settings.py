@@ -80,6 +80,7 @@ def agent(plan: HostPlan, options: Options, *, token: str) -> dict[str, Value]:
         "log_level": options.log_level,
         "name": plan.name,
         "host_uuid": plan.uuid,
+        "lab": True,
         "schedulers": [addresses.text(addresses.service(name)) for name in addresses.SCHEDULERS],
         "image_stores": [addresses.text(addresses.service("image-store"))],
         "domain_type": options.domain_type,

@@ -6,6 +6,7 @@ from typing import Protocol
 from remuda.compute.v1.host_pb2 import HostInventory, HostPool
 
 from remuda_agent.hypervisor import Hypervisor
+from remuda_agent.overrides import FactsOverride
 from remuda_agent.settings import AgentSettings
 
 
@@ -31,15 +32,22 @@ class Inventory:
     """Built from the hypervisor, the pools and the settings."""
 
     def __init__(
-        self, *, hypervisor: Hypervisor, pools: PoolFacts, bridges: NetworkFacts, settings: AgentSettings
+        self,
+        *,
+        hypervisor: Hypervisor,
+        pools: PoolFacts,
+        bridges: NetworkFacts,
+        settings: AgentSettings,
+        override: FactsOverride,
     ) -> None:
+        self._override = override
         self._bridges = bridges
         self._hypervisor = hypervisor
         self._pools = pools
         self._settings = settings
 
     async def now(self) -> HostInventory:
-        offered = await self._hypervisor.capabilities()
+        offered = self._override.capabilities(await self._hypervisor.capabilities())
         settings = self._settings
         return HostInventory(
             vcpus=int(offered.vcpus * settings.vcpu_overcommit),
@@ -56,6 +64,7 @@ class Inventory:
             migration_transport=settings.migration.transport,
             machine_types=offered.machine_types,
             hypervisor=offered.driver,
+            warnings=self._override.warnings,
         )
 
 

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
+import grpc
 import structlog
-from remuda.agent.v1 import agent_pb2_grpc, migration_pb2_grpc
+from remuda.agent.v1 import agent_pb2_grpc, migration_pb2_grpc, probe_pb2_grpc
 from remuda.image.v1.chunk_pb2_grpc import ChunkServiceStub
 from remuda_core.auth.caller import Kind
 from remuda_core.config import ConfigError, load_or_exit
@@ -15,7 +16,7 @@ from remuda_core.ids import HostId
 from remuda_core.images.fetch import ImageFetcher
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer, run_service
-from remuda_core.rpc.tls import Tls, is_local
+from remuda_core.rpc.tls import is_local
 from remuda_core.telemetry import logs
 from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
@@ -35,6 +36,15 @@ from remuda_agent.migration_service import MigrationService
 from remuda_agent.network.bridges import Bridges, PretendedBridges
 from remuda_agent.observer import Observer
 from remuda_agent.opening import open_hypervisor
+from remuda_agent.overrides import read_override
+from remuda_agent.probing.assessing import GuestAssessor
+from remuda_agent.probing.connecting import Connector
+from remuda_agent.probing.describing import GuestDescriber
+from remuda_agent.probing.image_stores import ImageStores
+from remuda_agent.probing.listening import Listener, MigrationPorts
+from remuda_agent.probing.nonces import NonceFiles
+from remuda_agent.probing.resolving import Resolver
+from remuda_agent.probing.service import ProbeService
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.service import AgentService
 from remuda_agent.settings import AgentSettings
@@ -61,6 +71,7 @@ def main() -> None:
 
 async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyncio.Event) -> None:
     """One host until `stop`; whoever plays many hosts in one process calls it for each."""
+    override = read_override(settings.facts_override, lab=settings.lab)
     tls = settings.read_tls()
     host = HostId(settings.host_uuid)
     identity = f"host/{host}"
@@ -81,11 +92,15 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     for network, bridge in bridges.missing().items():
         _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
     async with contextlib.AsyncExitStack() as stack:
-        images = await stack.enter_async_context(_base_images(settings, pools, tls, identity))
+        stores = {
+            store: await stack.enter_async_context(open_channel(store, tls, insecure_identity=identity))
+            for store in settings.image_stores
+        }
+        nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
         steps = StepRunner(
             hypervisor=hypervisor,
             files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
-            images=images,
+            images=_base_images(settings, pools, stores),
             observer=observer,
             resumes=resumes,
             host_id=host,
@@ -100,6 +115,22 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             console=ConsoleReader(settings.console_dir),
             boot_id=boot_id,
         )
+        resolver = Resolver(settings.fake_hosts if pretending else None)
+        probes = ProbeService(
+            hypervisor=hypervisor,
+            describer=GuestDescriber(hypervisor=hypervisor, pools=pools, override=override),
+            assessor=GuestAssessor(
+                hypervisor=hypervisor,
+                pools=pools,
+                bridges=bridges,
+                images=ImageStores(stores),
+                override=override,
+            ),
+            resolver=resolver,
+            connector=Connector(resolver),
+            listener=Listener(_migration_ports(settings)),
+            nonces=nonces,
+        )
         # Left in reverse order: no new orders, then running jobs get their time, then the hypervisor goes.
         stack.push_async_callback(jobs.close, settings.drain_seconds)
         # Before anybody can ask: an order that came first would find no job to join and begin another.
@@ -113,6 +144,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                         migration_pb2_grpc.add_MigrationServiceServicer_to_server,
                         MigrationService(leaders=leaders, migrations=migrations),
                     ),
+                    Service(probe_pb2_grpc.add_ProbeServiceServicer_to_server, probes),
                 ],
                 tls=tls,
                 metrics=metrics,
@@ -131,7 +163,9 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             schedulers=settings.schedulers,
             open_channel=lambda target: open_channel(target, tls, insecure_identity=identity),
             observer=observer,
-            inventory=Inventory(hypervisor=hypervisor, pools=pools, bridges=bridges, settings=settings),
+            inventory=Inventory(
+                hypervisor=hypervisor, pools=pools, bridges=bridges, settings=settings, override=override
+            ),
             changed=changed,
         )
         await stack.enter_async_context(
@@ -175,19 +209,17 @@ async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes
             changed.set()
 
 
-@contextlib.asynccontextmanager
-async def _base_images(
-    settings: AgentSettings, pools: Pools, tls: Tls | None, identity: str
-) -> AsyncIterator[BaseImages]:
-    if settings.hypervisor == "fake" and not settings.image_stores:
-        yield PretendingBaseImages(pools)
-        return
-    if not settings.image_stores:
+def _base_images(settings: AgentSettings, pools: Pools, stores: Mapping[str, grpc.aio.Channel]) -> BaseImages:
+    if settings.hypervisor == "fake" and not stores:
+        return PretendingBaseImages(pools)
+    if not stores:
         raise ConfigError("configuration: image_stores: at least one is needed")
-    async with contextlib.AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(open_channel(store, tls, insecure_identity=identity))
-            for store in settings.image_stores
-        ]
-        fetcher = ImageFetcher([ChunkServiceStub(channel) for channel in channels], owner=settings.host_uuid)
-        yield FetchedBaseImages(pools, fetcher)
+    stubs = [ChunkServiceStub(channel) for channel in stores.values()]
+    return FetchedBaseImages(pools, ImageFetcher(stubs, owner=settings.host_uuid))
+
+
+def _migration_ports(settings: AgentSettings) -> MigrationPorts:
+    own, listen = settings.migration, settings.listen
+    # As with the endpoint: who listens on this machine only does so for migrations too.
+    address = own.address or (listen.rpartition(":")[0].strip("[]") if is_local(listen) else "")
+    return MigrationPorts(address=address, name=settings.name, first=own.port_min, last=own.port_max)

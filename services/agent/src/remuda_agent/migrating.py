@@ -2,14 +2,14 @@
 
     start --> the hypervisor migrates --+--> ended: libvirt's word, which decides nothing
       |            ^        |           |
-      |            |        +-- cancel, or the deadline: abort the job, or pause the guest
+      |            |        +-- commands, and the ladder with its deadline (migration_steering.py)
       +-- adopt ---+  (the job is peer to peer: after a restart of the agent it still runs in libvirtd)
 
 Only an order begins a job. After a restart the agent follows one that still runs, and begins none: whether to
 try again is the leader's to say, who may have given the guest to another operation since.
 
 What has to survive this process is kept on disk while the job runs (migration_parameters.py): a restarted
-agent keeps its deadline.
+agent keeps its deadline, its rung and its answers.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from typing import TypeVar
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from remuda.agent.v1.agent_pb2 import StepOutput
-from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
-from remuda.compute.v1.migration_pb2 import MigrationMilestone
+from remuda.agent.v1.migration_pb2 import MigrateRequest, MigrationEnded, StartMigration
+from remuda.compute.v1.migration_pb2 import CommandResult, MigrationMilestone
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
+from remuda_core.ids import HostId, InstanceId
 
 from remuda_agent.hypervisor import (
     CompletedMigration,
@@ -33,11 +33,13 @@ from remuda_agent.hypervisor import (
     EventKind,
     Hypervisor,
     HypervisorEvent,
-    MigrationRequest,
 )
 from remuda_agent.jobs import Job, JobName, JobTable, Work
+from remuda_agent.migration_commands import CommandBook
 from remuda_agent.migration_following import follow, given_away, under_way
+from remuda_agent.migration_ledger import LARGEST_TIMELINE, Ledger
 from remuda_agent.migration_parameters import Parameters, same_migration
+from remuda_agent.migration_request import request_of
 from remuda_agent.migration_steering import Steering
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ _log = structlog.get_logger(__name__)
 
 _REMEMBERED = 256
 """Migrations whose last word is kept for a leader that asks again."""
+STEERED_SECONDS = 10.0
+_REPEATED = frozenset({"DOWNTIME_RAISED", "COMMAND_APPLIED"})
 
 
 class Migrations:
@@ -59,6 +63,7 @@ class Migrations:
         self._running: dict[JobName, StartMigration] = {}
         self._ended: dict[str, MigrationEnded] = {}
         self._milestones: dict[str, list[MigrationMilestone]] = {}
+        self._books: dict[str, CommandBook] = {}
 
     def start_or_join(self, start: StartMigration) -> tuple[Job, bool]:
         """Joining raises STEP_FAILED while the same step still migrates the guest to another target."""
@@ -105,13 +110,24 @@ class Migrations:
         job, joined = self._jobs.start_or_join(start.key, work, outlives=True)
         if not joined and job.task is not None:
             self._running[job.name] = start
-            job.task.add_done_callback(lambda _: self._ran(job.name, start))
+            self._book(start.key.operation_id).open()
+            job.task.add_done_callback(lambda task: self._ran(job.name, start, task))
         return job, joined
 
-    def _ran(self, name: JobName, start: StartMigration) -> None:
-        # The next one of that name may have been entered before this is called.
+    def _ran(self, name: JobName, start: StartMigration, task: "asyncio.Task[StepOutput]") -> None:
+        # The next one of that name may have been entered before this is called: the commands are its then.
         if self._running.get(name) is start:
             del self._running[name]
+            self._book(start.key.operation_id).close(task)
+
+    def command(self, operation: str, request: MigrateRequest) -> "asyncio.Future[CommandResult]":
+        """Takes a command to a migration that was started or joined. Its result comes when it is known; the
+        future is cancelled when the agent ends first.
+        """
+        return self._book(operation).submit(request)
+
+    def _book(self, operation: str) -> CommandBook:
+        return self._books.get(operation) or _remember(self._books, operation, CommandBook())
 
     def milestones(self, operation: str) -> list[MigrationMilestone]:
         """Everything noteworthy so far, in order; grows while the job runs."""
@@ -130,7 +146,7 @@ class Migrations:
         _refuse_doubtful(view, Parameters.left_by(self._directory, start))
         if job.stop.is_set():
             raise RemudaError(Reason.CANCELLED, "the migration was cancelled before it began")
-        request, begun = _request(start), asyncio.Event()
+        request, begun = request_of(start), asyncio.Event()
         self._milestones.pop(start.key.operation_id, None)  # of a try with another target
         parameters = await asyncio.to_thread(Parameters.keep, self._directory, start)
         return await self._steer(
@@ -153,24 +169,42 @@ class Migrations:
     ) -> StepOutput:
         """Until the hypervisor has no job any more. Raises why the guest has not moved."""
         instance = InstanceId(start.key.instance_id)
+        ledger = await asyncio.to_thread(Ledger.of, parameters.ledger)
+        book = self._book(start.key.operation_id)
+        book.restore(ledger.answers.values())
         running = asyncio.create_task(follow(self._hypervisor, instance, call, begun))
-        steering = Steering(self._hypervisor, start, job, parameters, begun)
+        steering = Steering(
+            self._hypervisor,
+            start,
+            job,
+            parameters=parameters,
+            ledger=ledger,
+            book=book,
+            begun=begun,
+            tell=lambda kind, detail: self._tell(start, ledger, kind, detail),
+        )
         steered = asyncio.create_task(steering.run(running))
         try:
-            async with self._watching(start):
+            async with self._watching(start, steering):
                 self._milestone(start, "JOB_STARTED", parameters.began)
+                self._told_before(start, ledger)
                 # Cancelled with us when the process ends: that does not stop the hypervisor's job, and its
                 # parameters stay for whoever adopts it.
                 await asyncio.wait({running})
+                # It ends by itself now. An act that is under way, a pause, must not come after what follows.
+                await asyncio.wait({steered}, timeout=STEERED_SECONDS)
+                steering.ended()
                 measured = running.result()
         except asyncio.CancelledError:
             if not running.done() or not running.cancelled() or begun.is_set():
                 raise
+            meant = steering.meaning(RemudaError(Reason.CANCELLED, "the migration has not begun"))
             parameters.forget()
-            raise steering.meaning(RemudaError(Reason.CANCELLED, "the migration has not begun")) from None
+            raise meant from None
         except RemudaError as error:
+            meant = steering.meaning(error)
             await self._ended_badly(start, parameters, error)
-            raise steering.meaning(error) from error
+            raise meant from error
         finally:
             for task in (running, steered):
                 task.cancel()
@@ -215,8 +249,10 @@ class Migrations:
         parameters.forget()
 
     @contextlib.asynccontextmanager
-    async def _watching(self, start: StartMigration) -> AsyncIterator[None]:
-        """Notes when the guest was paused here for the switch-over."""
+    async def _watching(self, start: StartMigration, steering: Steering) -> AsyncIterator[None]:
+        """Notes when the guest was paused here for the switch-over, and that it was for post-copy: that may
+        be over before anybody looks.
+        """
 
         async def note(events: AsyncIterator[HypervisorEvent]) -> None:
             async for event in events:
@@ -224,6 +260,8 @@ class Migrations:
                     continue
                 if event.detail in ("migrated", "migration", "postcopy"):
                     self._milestone(start, "SOURCE_PAUSED", event.time)
+                if event.detail == "postcopy":
+                    steering.post_copy_seen()
 
         async with self._hypervisor.events() as events:
             noting = asyncio.create_task(note(events))
@@ -235,11 +273,27 @@ class Migrations:
                 noting.cancel()
                 await asyncio.gather(noting, return_exceptions=True)
 
-    def _milestone(self, start: StartMigration, kind: str, when: datetime) -> None:
-        """Once per kind: a repeated call begins again from the first."""
+    def _milestone(
+        self, start: StartMigration, kind: str, when: datetime, detail: str = ""
+    ) -> MigrationMilestone | None:
+        """Most once per kind: a repeated call begins again from the first. None: it is known."""
         known = self.milestones(start.key.operation_id)
-        if all(one.type != kind for one in known):
-            known.append(MigrationMilestone(type=kind, host=f"hosts/{self._host_id}", time=_stamp(when)))
+        if kind not in _REPEATED and any(one.type == kind for one in known):
+            return None
+        made = MigrationMilestone(type=kind, host=f"hosts/{self._host_id}", time=_stamp(when), detail=detail)
+        known.append(made)
+        return made
+
+    def _tell(self, start: StartMigration, ledger: Ledger, kind: str, detail: str) -> None:
+        """A rung or a command: what the agent did is known to nobody else, and kept."""
+        if len(ledger.milestones) < LARGEST_TIMELINE:
+            made = self._milestone(start, kind, datetime.now(UTC), detail)
+            if made is not None:
+                ledger.tell(made)
+
+    def _told_before(self, start: StartMigration, ledger: Ledger) -> None:
+        known = self.milestones(start.key.operation_id)
+        known.extend(one for one in ledger.milestones if one not in known)
 
 
 def _remember(known: dict[str, T], operation: str, value: T) -> T:
@@ -275,35 +329,6 @@ def _refuse_doubtful(view: DomainView | None, left: Parameters | None) -> None:
 def _paused_by(parameters: Parameters, view: DomainView) -> bool:
     seen = (view.power_state, view.reason, view.job)
     return seen == ("PAUSED", "user", "NONE") and parameters.paused_by_us
-
-
-def _request(start: StartMigration) -> MigrationRequest:
-    return MigrationRequest(
-        instance_id=InstanceId(start.key.instance_id),
-        operation_id=OperationId(start.key.operation_id),
-        target_epoch=Epoch(start.target_epoch),
-        target_hostname=start.target.hostname,
-        target_address=start.target.address,
-        transport=start.target.transport,
-        shared_disks=start.shared_disks,
-        max_downtime_ms=start.policy.max_downtime_ms,
-        bandwidth_mib_s=start.policy.bandwidth_mib_s,
-        auto_converge=start.policy.auto_converge,
-        bridges=_bridges(start),
-    )
-
-
-def _bridges(start: StartMigration) -> dict[str, str]:
-    """By MAC address. Raises STEP_FAILED for a port that the target has not said where to plug in."""
-    known = start.target.bridges
-    if not known:
-        return {}
-    lacking = sorted({nic.physical_network for nic in start.spec.nics} - set(known))
-    if lacking:
-        raise RemudaError(
-            Reason.STEP_FAILED, f"{start.target.hostname} has named no bridge for {', '.join(lacking)}"
-        )
-    return {nic.mac_address.lower(): known[nic.physical_network] for nic in start.spec.nics}
 
 
 def _ended(measured: CompletedMigration, began: datetime) -> MigrationEnded:

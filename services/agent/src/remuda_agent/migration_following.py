@@ -67,7 +67,8 @@ async def _when_over(hypervisor: Hypervisor, instance: InstanceId) -> DomainView
                 _log.warning("a migration cannot be seen", instance=instance, error=told)
             await asyncio.sleep(AWAY_SECONDS)
             continue
-        if view is None or not under_way(view):
+        if view is None or not under_way(view) or view.reason == "postcopy_failed":
+            # libvirt keeps the job of a broken post-copy, for whoever recovers it.
             return view
         await asyncio.sleep(POLL_SECONDS)
 

@@ -1,7 +1,8 @@
-"""What of a running migration has to survive the agent: one file per instance, and a mark beside it.
+"""What of a running migration has to survive the agent: files named after the instance.
 
 <directory>/<instance>.migration   the StartMigration; its modification time is when the job began
 <directory>/<instance>.paused      the guest was paused so that the migration can end
+<directory>/<instance>.steering    commands and rungs so far (migration_ledger.py)
 """
 
 import os
@@ -40,6 +41,7 @@ class Parameters:
         directory.mkdir(parents=True, exist_ok=True)
         path = _path(directory, start)
         _paused(path).unlink(missing_ok=True)
+        _ledger(path).unlink(missing_ok=True)
         draft = path.with_suffix(".new")
         with draft.open("wb") as file:
             file.write(start.SerializeToString())
@@ -83,6 +85,11 @@ class Parameters:
                 yield start
 
     @property
+    def ledger(self) -> Path:
+        """See migration_ledger.py."""
+        return _ledger(self.path)
+
+    @property
     def paused_by_us(self) -> bool:
         return _paused(self.path).exists()
 
@@ -93,6 +100,7 @@ class Parameters:
     def forget(self) -> None:
         """The migration is over."""
         _paused(self.path).unlink(missing_ok=True)
+        self.ledger.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
 
@@ -115,6 +123,10 @@ def _path(directory: Path, start: StartMigration) -> Path:
 
 def _paused(path: Path) -> Path:
     return path.with_suffix(".paused")
+
+
+def _ledger(path: Path) -> Path:
+    return path.with_suffix(".steering")
 
 
 def _read(path: Path) -> StartMigration | None:

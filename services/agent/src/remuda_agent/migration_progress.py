@@ -1,6 +1,7 @@
 """A migration's statistics as the protocol tells them. Pure."""
 
 from remuda.compute.v1.migration_pb2 import MigrationProgress
+from remuda_core.migration.commands import Phase
 from remuda_core.migration.progress import Sample, does_not_converge, eta_ms
 
 from remuda_agent.hypervisor import MigrationJobStats
@@ -22,7 +23,7 @@ def to_progress(stats: MigrationJobStats, *, max_downtime_ms: int = 0) -> Migrat
         max_downtime_seconds=(max_downtime_ms or QEMU_DOWNTIME_MS) / 1000,
     )
     return MigrationProgress(
-        phase=_phase(stats),
+        phase=to_phase(phase_of(stats)),
         iteration=stats.iteration,
         memory_total_bytes=stats.memory_total_bytes,
         memory_processed_bytes=stats.memory_processed_bytes,
@@ -39,9 +40,16 @@ def to_progress(stats: MigrationJobStats, *, max_downtime_ms: int = 0) -> Migrat
     )
 
 
-def _phase(stats: MigrationJobStats) -> "MigrationProgress.Phase.ValueType":
+def phase_of(stats: MigrationJobStats) -> Phase:
+    if stats.post_copy:
+        return Phase.POST_COPY
+    if stats.switching_over:
+        return Phase.SWITCH_OVER
     if stats.copying_disks:
-        return MigrationProgress.PHASE_DISKS
+        return Phase.DISKS
     # Before the disks, and between them and the memory, libvirt has nothing to tell.
-    begun = stats.memory_total_bytes > 0
-    return MigrationProgress.PHASE_MEMORY if begun else MigrationProgress.PHASE_PREPARING
+    return Phase.MEMORY if stats.memory_total_bytes > 0 else Phase.PREPARING
+
+
+def to_phase(phase: Phase) -> "MigrationProgress.Phase.ValueType":
+    return MigrationProgress.Phase.Value(f"PHASE_{phase}")

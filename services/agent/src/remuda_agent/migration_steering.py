@@ -1,29 +1,29 @@
-"""While a migration runs: progress up, and what ends it early. The deadline is this host's own: a cut network
-can leave the hypervisor's call hanging, and the leader's word away.
+"""While a migration runs: progress up, commands down, and the ladder, with the deadline at its end. All are
+this host's own: a cut network can leave the hypervisor's call hanging, and the leader's word away.
 """
 
 import asyncio
-import time
-from datetime import UTC, datetime
 
 import structlog
 from remuda.agent.v1.migration_pb2 import StartMigration
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId
+from remuda_core.migration.commands import Phase
+from remuda_core.migration.ladder import Look
 
 from remuda_agent.hypervisor import CompletedMigration, Hypervisor, MigrationJobStats
 from remuda_agent.jobs import Job
-from remuda_agent.migration_parameters import Parameters, timeout_seconds
-from remuda_agent.migration_progress import to_progress
+from remuda_agent.migration_acts import Acts, Tell
+from remuda_agent.migration_commands import CommandBook
+from remuda_agent.migration_ledger import Ledger
+from remuda_agent.migration_obeying import Obeying
+from remuda_agent.migration_parameters import Parameters
+from remuda_agent.migration_progress import phase_of, to_progress
 
 _log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.25
-STUCK_SECONDS = 120.0
-"""A guest that was paused so that it can be moved, and of which nothing more is sent, stands still for
-nothing.
-"""
 
 
 class Steering:
@@ -34,81 +34,114 @@ class Steering:
         hypervisor: Hypervisor,
         start: StartMigration,
         job: Job,
+        *,
         parameters: Parameters,
+        ledger: Ledger,
+        book: CommandBook,
         begun: asyncio.Event,
+        tell: Tell,
     ) -> None:
         self._hypervisor = hypervisor
         self._instance = InstanceId(start.key.instance_id)
-        self._policy = start.policy
         self._job = job
-        self._parameters = parameters
         self._begun = begun
-        self._timeout = timeout_seconds(start.policy)
-        self._aborted = False
-        self._sent = 0
-        self._moved_on = time.monotonic()
+        self._tell = tell
+        self._acts = Acts(hypervisor, start, parameters=parameters, ledger=ledger, tell=tell)
+        self._obeying = Obeying(
+            self._acts, book, ledger, job, post_copy_allowed=start.policy.allow_post_copy, tell=tell
+        )
+        self._stats: MigrationJobStats | None = None
+        """Of this look; None: not to be had."""
+        self._last = MigrationJobStats()
+        self._phase = Phase.PREPARING
+        self._aborted = ""
+        """Why it was."""
 
     async def run(self, running: "asyncio.Task[CompletedMigration]") -> None:
-        """Reports progress, and enforces cancel and deadline, until `running` is done, however long that
-        takes: a job that nobody steers could neither be cancelled nor end in time.
+        """Reports progress, and enforces commands, cancel and deadline, until `running` is done, however long
+        that takes: a job that nobody steers could neither be cancelled nor end in time.
         """
+        told = ""
         while not running.done():
-            for act in (self._report, lambda: self._intervene(running)):
+            for act in (self._report, self._obey, lambda: self._intervene(running)):
                 try:
                     await act()
                 except RemudaError as error:  # tried again at the next look
-                    _log.warning("a migration cannot be steered", instance=self._instance, error=str(error))
+                    if str(error) != told:
+                        told = str(error)
+                        _log.warning("a migration cannot be steered", instance=self._instance, error=told)
                 except Exception:  # a fault of ours must not leave the job to itself
                     _log.exception("steering a migration broke", instance=self._instance)
             await asyncio.wait({running}, timeout=POLL_SECONDS)
+
+    def post_copy_seen(self) -> None:
+        """Harmless to be told twice."""
+        self._acts.post_copy_seen()
+
+    def ended(self) -> None:
+        """The hypervisor has no job any more."""
+        self._obeying.ended()
 
     def meaning(self, error: RemudaError) -> RemudaError:
         """Why it really ended: a job that was aborted here ends with the hypervisor's word for that."""
         if not self._aborted or error.reason is Reason.GUEST_STOPPED:
             return error
+        self._tell("JOB_ABORTED", self._aborted)
         if self._job.stop.is_set():
             return RemudaError(Reason.CANCELLED, "the migration was cancelled before its switch-over")
-        return RemudaError(Reason.MIGRATION_TIMEOUT, "the migration did not reach its switch-over in time")
-
-    async def _intervene(self, running: "asyncio.Task[CompletedMigration]") -> None:
-        late = (datetime.now(UTC) - self._parameters.began).total_seconds() >= self._timeout
-        stop = self._job.stop.is_set()
-        if not self._begun.is_set():
-            if stop or late:
-                # It still waits for its turn: what is not begun must not begin any more.
-                self._aborted = True
-                running.cancel()
-        elif stop or (late and not self._policy.pause_on_timeout) or self._stuck():
-            # Again and again: an abort that comes before libvirt has started its job finds none.
-            self._aborted = True
-            await self._hypervisor.abort_job(self._instance)
-        elif late and not self._parameters.paused_by_us:
-            await self._pause()
-
-    async def _pause(self) -> None:
-        """So that it can end: a guest that stands still dirties nothing."""
-        view = await self._hypervisor.view(self._instance)
-        if view is not None and (view.power_state, view.job) == ("RUNNING", "MIGRATION_OUT"):
-            self._moved_on = time.monotonic()
-            await asyncio.to_thread(self._parameters.note_pause)
-            await self._hypervisor.pause(self._instance)
+        return RemudaError(
+            Reason.MIGRATION_TIMEOUT, f"the migration did not reach its switch-over in time: {self._aborted}"
+        )
 
     async def _report(self) -> None:
-        stats = await self._stats() if self._begun.is_set() else None
-        if stats is not None:
-            self._note(stats)
-            progress = to_progress(stats, max_downtime_ms=self._policy.max_downtime_ms)
-            self._job.report(Progress(migration=progress))
+        # None first: what cannot be had now must not be taken for what is.
+        self._stats = None
+        self._stats = await self._seen() if self._begun.is_set() else None
+        if self._stats is None:
+            return
+        self._last, self._phase = self._stats, phase_of(self._stats)
+        if self._phase is Phase.POST_COPY:
+            self._acts.post_copy_seen()
+        limit = self._acts.allowed.max_downtime_ms
+        self._job.report(Progress(migration=to_progress(self._stats, max_downtime_ms=limit)))
 
-    def _note(self, stats: MigrationJobStats) -> None:
-        sent = stats.memory_processed_bytes + stats.disk_processed_bytes
-        if sent > self._sent:
-            self._sent, self._moved_on = sent, time.monotonic()
+    async def _obey(self) -> None:
+        await self._obeying.look(self._phase, self._stats)
 
-    def _stuck(self) -> bool:
-        return time.monotonic() - self._moved_on >= STUCK_SECONDS and self._parameters.paused_by_us
+    async def _intervene(self, running: "asyncio.Task[CompletedMigration]") -> None:
+        stop = self._job.stop.is_set()
+        if not self._begun.is_set():
+            if stop or self._acts.at >= self._acts.allowed.timeout_seconds:
+                # It still waits for its turn: what is not begun must not begin any more.
+                self._aborted = "it had not begun"
+                running.cancel()
+            return
+        if self._acts.doubtful_pause:
+            await self._acts.pause("what was begun before the agent was restarted")
+        if self._in_post_copy():
+            return
+        why = "a cancel" if stop else await self._acts.climb(self._look())
+        if why:
+            # Again and again: an abort that comes before libvirt has started its job finds none.
+            self._aborted = self._aborted or why
+            await self._hypervisor.abort_job(self._instance)
 
-    async def _stats(self) -> MigrationJobStats | None:
+    def _in_post_copy(self) -> bool:
+        """Or perhaps so: it is never aborted and never hurried, each host has a part of the guest."""
+        return self._phase is Phase.POST_COPY or (self._stats is None and self._acts.post_copy_tried)
+
+    def _look(self) -> Look:
+        seen = self._last
+        return Look(
+            at=self._acts.at,
+            phase=self._phase,
+            iteration=seen.iteration,
+            memory_remaining=seen.memory_remaining_bytes,
+            disk_remaining=seen.disk_remaining_bytes,
+            sent=seen.memory_processed_bytes + seen.disk_processed_bytes,
+        )
+
+    async def _seen(self) -> MigrationJobStats | None:
         """Statistics are not worth a failure: at the switch-over libvirt may refuse to give them."""
         try:
             return await self._hypervisor.job_stats(self._instance)

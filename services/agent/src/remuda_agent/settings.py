@@ -34,6 +34,7 @@ class FakeTimingSettings(BaseModel):
     migrate_disks: float = 0.0
     migrate_memory: float = 0.0
     switch_over: float = 0.0
+    enough_downtime_ms: int = 0
 
 
 class AgentSettings(ServiceSettings):
@@ -53,7 +54,16 @@ class AgentSettings(ServiceSettings):
     libvirt_uri: str = "qemu:///system"
     fake_world: Path | None = None
     """File that fake hosts share; None: one of this host's own in state_dir."""
+    fake_hosts: dict[str, str] = Field(default_factory=dict)
+    """Host name to address, for a fake host: its hosts file, before the machine's own resolver."""
     fake_timings: FakeTimingSettings = Field(default_factory=FakeTimingSettings)
+    lab: bool = False
+    """This host is part of a lab: it may be told to lie about itself."""
+    facts_override: Path | None = Field(
+        default=None,
+        description="file of facts that this host tells instead of its own; refused unless lab = true",
+    )
+    """See remuda_agent.overrides."""
     domain_type: Literal["", "kvm", "qemu"] = ""
     """Empty: probe by running a guest."""
     console_dir: Path = Path("/var/log/libvirt/qemu")

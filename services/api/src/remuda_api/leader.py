@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from remuda.compute.v1 import migration_pb2, moving_pb2
 from remuda.compute.v1 import operation_pb2 as public
 from remuda.scheduler.v1 import live_pb2
 from remuda.scheduler.v1.live_pb2_grpc import LiveServiceStub
@@ -26,11 +28,14 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OpenChannel = Callable[[str], grpc.aio.Channel]
+Command = migration_pb2.ControlMigrationRequest
 
 # How long an rpc goes on asking an endpoint in etcd that does not answer as the leader: the key of a leader
 # that died stands there until its lease ends.
 _PATIENCE_SECONDS = 2.0
 _CALL_SECONDS = 10.0
+# Real probes on hosts that may not answer.
+_CHECK_SECONDS = 45.0
 # No limit of its own: the caller's deadline counts.
 _STREAM_SECONDS = 24 * 3600.0
 # Jitter of a re-subscription: all watchers of all replicas come back at once after an election.
@@ -88,6 +93,41 @@ class LeaderLink:
                 _log.debug("progress of %s: %s", operation, error)
             await asyncio.sleep(random.uniform(*_RESUBSCRIBE_SECONDS))
 
+    async def check_migration(
+        self, instance: InstanceId, request: moving_pb2.CheckMigrationRequest
+    ) -> moving_pb2.CheckMigrationResponse:
+        """Raises RemudaError NO_LEADER, and what the leader's preflight raises."""
+        asked = live_pb2.CheckMigrationRequest(instance_id=instance, request=request)
+
+        async def ask(stub: "LiveServiceAsyncStub") -> live_pb2.CheckMigrationResponse:
+            return await stub.CheckMigration(asked, **outgoing(_CHECK_SECONDS))
+
+        return (await self._ask(ask)).response
+
+    async def control(
+        self, operation: OperationId, commands: Callable[[], AsyncGenerator[Command, None]]
+    ) -> AsyncIterator[migration_pb2.ControlMigrationResponse]:
+        """Answers and progress of a migration, over changes of the leader, without an end. `commands` gives
+        those without an answer, and is asked anew for every leader.
+        """
+        while True:
+            try:
+                call = self._stub().ControlMigration(**outgoing(_STREAM_SECONDS))
+                sending = asyncio.create_task(_send(call, operation, commands))
+                try:
+                    async for response in call:
+                        yield response.event
+                finally:
+                    sending.cancel()
+                    # Its own failure says no more than the end of the stream does.
+                    await asyncio.gather(sending, return_exceptions=True)
+                    call.cancel()
+            except grpc.aio.AioRpcError as error:
+                _log.debug("control of %s: %s", operation, error.details())
+            except RemudaError as error:
+                _log.debug("control of %s: %s", operation, error)
+            await asyncio.sleep(random.uniform(*_RESUBSCRIBE_SECONDS))
+
     async def _ask(self, ask: "Callable[[LiveServiceAsyncStub], Awaitable[T]]") -> T:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + timeout_for(_PATIENCE_SECONDS)
@@ -112,3 +152,14 @@ class LeaderLink:
         if channel is None:
             channel = self._channels[endpoint] = self._open_channel(endpoint)
         return LiveServiceStub(channel)
+
+
+async def _send(
+    call: "grpc.aio.StreamStreamCall[live_pb2.ControlMigrationRequest, live_pb2.ControlMigrationResponse]",
+    operation: OperationId,
+    commands: Callable[[], AsyncGenerator[Command, None]],
+) -> None:
+    await call.write(live_pb2.ControlMigrationRequest(operation_id=operation))
+    async with aclosing(commands()) as asked:
+        async for command in asked:
+            await call.write(live_pb2.ControlMigrationRequest(command=command))

@@ -55,6 +55,7 @@ from remuda_api.listing.pages import CacheViews, Pager
 from remuda_api.listing.queries import InstanceQueries
 from remuda_api.reading import Reads
 from remuda_api.settings import ApiSettings
+from remuda_api.steering import MigrationSteering
 from remuda_api.store.caches import Caches, open_caches
 from remuda_api.watching import InstanceWatcher
 
@@ -136,15 +137,19 @@ def _services(
         watcher=InstanceWatcher(caches),
         leader=leader,
     )
+    cancels, watcher = OperationAdmission(mutations), OperationWatcher(hub, reads, leader)
     operations = OperationHandler(
         caches=caches,
         reads=reads,
         pager=Pager(CacheViews(etcd, caches.operations, operation_pb2.OperationRecord)),
-        admission=OperationAdmission(mutations),
-        watcher=OperationWatcher(hub, reads, leader),
+        admission=cancels,
+        watcher=watcher,
     )
     migrations = MigrationHandler(
-        caches, reads, Pager(CacheViews(etcd, caches.migrations, instance_pb2.MigrationRecord))
+        caches,
+        reads,
+        Pager(CacheViews(etcd, caches.migrations, instance_pb2.MigrationRecord)),
+        MigrationSteering(reads, cancels, watcher, leader),
     )
     hosts = HostHandler(
         caches=caches,

@@ -9,7 +9,7 @@ campaign begins. What etcd must refuse from the term before is refused by the fe
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -30,13 +30,20 @@ from remuda_scheduler.engine.saga import Saga
 from remuda_scheduler.engine.services import Services, Timing
 from remuda_scheduler.hosts.agents import AgentClients
 from remuda_scheduler.hosts.keeper import HostKeeper
+from remuda_scheduler.hosts.probes import HostProbes
 from remuda_scheduler.hosts.registry import DUPLICATE_WINDOW_SECONDS, HostRegistry
+from remuda_scheduler.live.control import ControlHub
 from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
 from remuda_scheduler.ports import Grants
+from remuda_scheduler.preflight.prober import Prober
+from remuda_scheduler.preflight.reuse import REUSE_SECONDS, Recent
+from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.store import open_store
 from remuda_scheduler.telemetry import LeaderMetrics
 from remuda_scheduler.term import Term
+from remuda_scheduler.turns.queue import Limits
+from remuda_scheduler.turns.turns import Turns
 
 _log = structlog.get_logger(__name__)
 
@@ -56,6 +63,9 @@ class Parts:
     """Seconds of silence."""
     duplicate_window: float = DUPLICATE_WINDOW_SECONDS
     """See HostRegistry."""
+    probe_reuse: float = REUSE_SECONDS
+    """How long a probe of a host pair may be used again."""
+    migration_limits: Limits = field(default_factory=Limits)
     timing: Timing
     open_channel: Callable[[str], grpc.aio.Channel]
     grants: Grants
@@ -162,8 +172,14 @@ class Leader:
             stack.push_async_callback(agents.close)
             keeper = HostKeeper(leadership=leadership, registry=registry, store=store, look=agents.observe)
             placer = Placer(store=store, registry=registry, keeper=keeper, metrics=parts.metrics)
-            hub = ProgressHub()
+            prober = Prober(HostProbes(agents.channel), recent=Recent(parts.probe_reuse))
+            # Before the channels close: what a probe left is still being taken away.
+            stack.push_async_callback(prober.close)
+            preflight = Preflight(hosts=placer, prober=prober)
+            hub, controls = ProgressHub(), ControlHub()
+            # Backwards: a stream looks at what became of its commands when the progress has ended.
             stack.callback(hub.end_all)
+            stack.callback(controls.end_all)
             leader = LeaderRef(cluster_id=leadership.cluster_id, epoch=leadership.epoch)
             services = Services(
                 etcd=parts.etcd,
@@ -172,8 +188,11 @@ class Leader:
                 leadership=leadership,
                 agents=FencedAgents(agents, leader, store.fenced),
                 placement=placer,
+                preflight=preflight,
                 grants=parts.grants,
+                turns=Turns(store, parts.migration_limits),
                 progress=hub,
+                controls=controls,
                 metrics=self._leader_metrics,
                 timing=parts.timing,
             )
@@ -188,7 +207,9 @@ class Leader:
                     keeper=keeper,
                     agents=agents,
                     placer=placer,
+                    preflight=preflight,
                     hub=hub,
+                    controls=controls,
                     on_attached=collecting.begin,
                 ),
                 engine,

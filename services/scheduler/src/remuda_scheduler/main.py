@@ -24,6 +24,7 @@ from remuda_scheduler.live.service import LiveService
 from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.settings import SchedulerSettings
 from remuda_scheduler.signing import GrantSigner
+from remuda_scheduler.turns.queue import Limits
 
 
 def main() -> None:
@@ -55,6 +56,8 @@ async def _serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 unreachable_after=settings.unreachable_after_seconds,
                 # Two heartbeats: a host that lives has said something within them.
                 duplicate_window=2 * settings.heartbeat_interval_ms / 1000,
+                probe_reuse=settings.probe_reuse_seconds,
+                migration_limits=Limits(**settings.migration_limits.model_dump()),
                 timing=Timing(patience=settings.patience_seconds),
                 open_channel=lambda target: open_channel(target, tls, insecure_identity="service/scheduler"),
                 grants=signer,

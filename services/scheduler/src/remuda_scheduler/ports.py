@@ -5,14 +5,19 @@ Implemented by hosts/ (Agents), placement/ (Placement), live/ (ProgressHub), rem
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
-from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
+from remuda.compute.v1.migration_pb2 import (
+    CommandResult,
+    ControlMigrationRequest,
+    MigrationMilestone,
+    MigrationProgress,
+)
 from remuda.compute.v1.operation_pb2 import PlacementExplanation, Progress
 from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
@@ -21,6 +26,28 @@ from remuda_core.etcd.model import TxnResult
 from remuda_core.ids import HostId, ImageId, InstanceId, NetworkId, OperationId
 
 OnProgress: TypeAlias = Callable[[Progress], None]
+
+
+class Steering(Protocol):
+    """Commands to one migration while a saga follows it."""
+
+    def commands(self) -> AsyncGenerator[ControlMigrationRequest, None]:
+        """Those that have no answer yet, the oldest first, then each as it comes; without an end. Begun anew
+        with every stream to the host: one that broke may have lost commands or answers.
+        """
+        ...
+
+    def answer(self, result: CommandResult) -> None:
+        """What the host made of the command with this id."""
+        ...
+
+
+class Controls(Protocol):
+    def desk(self, operation_id: OperationId) -> Steering: ...
+
+    def finish(self, operation_id: OperationId) -> None:
+        """There is no job any more: commands without an answer are refused."""
+        ...
 
 
 class Agents(Protocol):
@@ -43,8 +70,11 @@ class Agents(Protocol):
         on_progress: Callable[[MigrationProgress], None],
         on_milestone: Callable[[MigrationMilestone], None],
         cancel: asyncio.Event,
+        steering: Steering,
     ) -> MigrationEnded:
-        """Start or join, until the job has ended. `cancel` is passed on; it may be set before the call."""
+        """Start or join, until the job has ended. `cancel` is passed on; it may be set before the call.
+        So are the commands of `steering`, which is told the answers.
+        """
         ...
 
     async def observe(self, host: HostId, instance: InstanceId) -> ObservedInstance:
@@ -68,6 +98,10 @@ class PlacementRequest:
     """Pool that must exist there; empty: any local one."""
     host_id: HostId | None = None
     """The only host that is wanted."""
+    among: frozenset[HostId] | None = None
+    """The only hosts that may be taken, because they were checked; None: any. Unlike one that is wanted by
+    name, such a host may have been cordoned meanwhile, and is then refused.
+    """
     excluded: Mapping[HostId, str] = field(default_factory=dict)
     """Hosts that must not be taken, and why."""
     source_host_id: HostId | None = None

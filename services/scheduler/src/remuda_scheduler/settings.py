@@ -3,7 +3,17 @@
 from pathlib import Path
 
 from pydantic import Field
-from remuda_core.config import EtcdSettings, ServiceSettings
+from remuda_core.config import EtcdSettings, Section, ServiceSettings
+
+
+class MigrationLimits(Section):
+    """How many moves may be under way at the same time; 0: no limit. The rest wait for their turn."""
+
+    outgoing_per_host: int = Field(default=2, ge=0)
+    incoming_per_host: int = Field(default=2, ge=0)
+    cluster: int = Field(default=0, ge=0)
+    link: int = Field(default=0, ge=0)
+    """From one certain host to another certain one."""
 
 
 class SchedulerSettings(ServiceSettings):
@@ -22,5 +32,8 @@ class SchedulerSettings(ServiceSettings):
     grant_key: Path
     """Ed25519 private key (PEM) that signs image grants."""
     grant_seconds: float = Field(default=3600.0, gt=0)
+    probe_reuse_seconds: float = Field(default=30.0, ge=0)
+    """How long preflight may use a probe of two hosts again; 0: never."""
+    migration_limits: MigrationLimits = Field(default_factory=MigrationLimits)
     patience_seconds: float = Field(default=60.0, gt=0)
     """How long an operation waits for a host that does not answer before it fails, or owes its clean-up."""

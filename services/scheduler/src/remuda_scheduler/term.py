@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from remuda_core.etcd.election import Leadership
 from remuda_core.ids import HostId
@@ -11,7 +12,11 @@ from remuda_scheduler.hosts.keeper import HostKeeper
 from remuda_scheduler.hosts.registry import HostRegistry
 from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
+from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.store import StoreView
+
+if TYPE_CHECKING:
+    from remuda_scheduler.live.control import ControlHub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,8 @@ class Term:
     keeper: HostKeeper
     agents: AgentClients
     placer: Placer
+    preflight: Preflight
     hub: ProgressHub
+    controls: "ControlHub"
     on_attached: Callable[[HostId], None]
     """A host is back: its debts can be paid, operations that waited for it go on."""

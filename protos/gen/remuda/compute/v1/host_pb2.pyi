@@ -155,6 +155,7 @@ class HostInventory(_message.Message):
     MIGRATION_TRANSPORT_FIELD_NUMBER: _builtins.int
     MACHINE_TYPES_FIELD_NUMBER: _builtins.int
     HYPERVISOR_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     vcpus: _builtins.int
     """Virtual CPUs offered to guests."""
     memory_mib: _builtins.int
@@ -189,6 +190,10 @@ class HostInventory(_message.Message):
     def machine_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Canonical machine types QEMU offers, for example "pc-q35-7.2"."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an operator should know of this host, for example facts overridden for a lab."""
+
     def __init__(
         self,
         *,
@@ -206,10 +211,11 @@ class HostInventory(_message.Message):
         migration_transport: _builtins.str = ...,
         machine_types: _abc.Iterable[_builtins.str] | None = ...,
         hypervisor: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "architecture", b"architecture", "cpu_model", b"cpu_model", "domain_type", b"domain_type", "hypervisor", b"hypervisor", "libvirt_version", b"libvirt_version", "machine_types", b"machine_types", "memory_mib", b"memory_mib", "migration_address", b"migration_address", "migration_transport", b"migration_transport", "physical_networks", b"physical_networks", "pools", b"pools", "qemu_version", b"qemu_version", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "architecture", b"architecture", "cpu_model", b"cpu_model", "domain_type", b"domain_type", "hypervisor", b"hypervisor", "libvirt_version", b"libvirt_version", "machine_types", b"machine_types", "memory_mib", b"memory_mib", "migration_address", b"migration_address", "migration_transport", b"migration_transport", "physical_networks", b"physical_networks", "pools", b"pools", "qemu_version", b"qemu_version", "vcpus", b"vcpus", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

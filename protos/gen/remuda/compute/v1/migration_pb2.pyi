@@ -462,7 +462,9 @@ class ControlMigrationRequest(_message.Message):
     PAUSE_AND_FINISH_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
-    """Chosen by the client, repeated in the result; at most 64 characters."""
+    """Chosen by the client, repeated in the result; at most 64 characters. The same id with the same command has
+    one effect; without an id every message is a command of its own.
+    """
     @_builtins.property
     def attach(self) -> Global___AttachToMigration:
         """Which migration; the first message and no later one."""

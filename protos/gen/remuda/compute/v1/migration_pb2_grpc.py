@@ -72,7 +72,8 @@ class MigrationServiceServicer:
 
     def ControlMigration(self, request_iterator, context):
         """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
-        CommandResult with its command_id. Closing the call changes nothing.
+        CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
+        too late. Closing the call changes nothing.
 
         command              DISKS                     MEMORY                    later
         set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED

@@ -39,7 +39,8 @@ class MigrationServiceStub:
     """Lists the migrations of an instance, newest first."""
     ControlMigration: _grpc.StreamStreamMultiCallable[_migration_pb2.ControlMigrationRequest, _migration_pb2.ControlMigrationResponse]
     """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
-    CommandResult with its command_id. Closing the call changes nothing.
+    CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
+    too late. Closing the call changes nothing.
 
         command              DISKS                     MEMORY                    later
         set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
@@ -60,7 +61,8 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     """Lists the migrations of an instance, newest first."""
     ControlMigration: _aio.StreamStreamMultiCallable[_migration_pb2.ControlMigrationRequest, _migration_pb2.ControlMigrationResponse]  # type: ignore[assignment]
     """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
-    CommandResult with its command_id. Closing the call changes nothing.
+    CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
+    too late. Closing the call changes nothing.
 
         command              DISKS                     MEMORY                    later
         set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
@@ -96,7 +98,8 @@ class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_migration_pb2.ControlMigrationResponse], _abc.AsyncIterator[_migration_pb2.ControlMigrationResponse]]:
         """Follows a running migration and steers it. `attach` comes first; each later command is answered by one
-        CommandResult with its command_id. Closing the call changes nothing.
+        CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
+        too late. Closing the call changes nothing.
 
             command              DISKS                     MEMORY                    later
             set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED

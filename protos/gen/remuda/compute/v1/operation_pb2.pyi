@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from remuda.compute.v1 import migration_pb2 as _migration_pb2
+from remuda.compute.v1 import moving_pb2 as _moving_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -113,6 +114,7 @@ class OperationMetadata(_message.Message):
     CANCEL_OUTCOME_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """The rpc's name, for example "LiveMigrateInstance"."""
     target: _builtins.str
@@ -151,6 +153,10 @@ class OperationMetadata(_message.Message):
     def placement(self) -> Global___PlacementExplanation:
         """How the host was chosen, bounded to the most telling hosts."""
 
+    @_builtins.property
+    def preflight(self) -> _moving_pb2.MigrationCandidate:
+        """What was checked before a move, for the target that was chosen, or for the best one that was refused."""
+
     def __init__(
         self,
         *,
@@ -168,10 +174,11 @@ class OperationMetadata(_message.Message):
         cancel_outcome: Global___OperationMetadata.CancelOutcome.ValueType = ...,
         placement: Global___PlacementExplanation | None = ...,
         migration: _builtins.str = ...,
+        preflight: _moving_pb2.MigrationCandidate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "placement", b"placement", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "placement", b"placement", "preflight", b"preflight", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel_outcome", b"cancel_outcome", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "migration", b"migration", "phase", b"phase", "placement", b"placement", "progress", b"progress", "request_id", b"request_id", "requester", b"requester", "state", b"state", "steps", b"steps", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel_outcome", b"cancel_outcome", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "migration", b"migration", "phase", b"phase", "placement", b"placement", "preflight", b"preflight", "progress", b"progress", "request_id", b"request_id", "requester", b"requester", "state", b"state", "steps", b"steps", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

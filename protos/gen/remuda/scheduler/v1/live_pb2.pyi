@@ -230,7 +230,7 @@ class ControlMigrationRequest(_message.Message):
     """UUID of the migration's operation; first message only."""
     @_builtins.property
     def command(self) -> _migration_pb2.ControlMigrationRequest:
-        """Later messages: a command, never `attach`."""
+        """Later messages: a command; neither `attach` nor `cancel`, which needs no leader."""
 
     def __init__(
         self,

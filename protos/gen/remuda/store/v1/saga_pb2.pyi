@@ -131,6 +131,26 @@ class LiveMigrateState(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RefusalsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
     SOURCE_HOST_ID_FIELD_NUMBER: _builtins.int
     TARGET_HOST_ID_FIELD_NUMBER: _builtins.int
@@ -149,6 +169,7 @@ class LiveMigrateState(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     BRIDGES_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     """UUID of the migration."""
     source_host_id: _builtins.str
@@ -164,7 +185,7 @@ class LiveMigrateState(_message.Message):
     target_pool: _builtins.str
     """Pool at the target."""
     shared_disks: _builtins.bool
-    """Both pools are the same storage."""
+    """Both pools are the same storage: a file written by one host was read by the other."""
     desired_run_state: _instance_pb2_1.Instance.State.ValueType
     """RUNNING or PAUSED: enforced on the target."""
     kind: _migration_pb2_1.Migration.Kind.ValueType
@@ -199,6 +220,10 @@ class LiveMigrateState(_message.Message):
     def bridges(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Bridge of the target per physical network, from prepare_incoming."""
 
+    @_builtins.property
+    def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Hosts that were tried in vain, by UUID, and why in words."""
+
     def __init__(
         self,
         *,
@@ -220,10 +245,11 @@ class LiveMigrateState(_message.Message):
         kind: _migration_pb2_1.Migration.Kind.ValueType = ...,
         bridges: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         split: _builtins.bool = ...,
+        refusals: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admit_time", b"admit_time", "ended", b"ended", "finished", b"finished", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit_time", b"admit_time", "bridges", b"bridges", "desired_run_state", b"desired_run_state", "ended", b"ended", "finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "refusal", b"refusal", "refused_host_ids", b"refused_host_ids", "shared_disks", b"shared_disks", "source_epoch", b"source_epoch", "source_host_id", b"source_host_id", "source_pool", b"source_pool", "split", b"split", "target_epoch", b"target_epoch", "target_host_id", b"target_host_id", "target_pool", b"target_pool", "timeline", b"timeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit_time", b"admit_time", "bridges", b"bridges", "desired_run_state", b"desired_run_state", "ended", b"ended", "finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "refusal", b"refusal", "refusals", b"refusals", "refused_host_ids", b"refused_host_ids", "shared_disks", b"shared_disks", "source_epoch", b"source_epoch", "source_host_id", b"source_host_id", "source_pool", b"source_pool", "split", b"split", "target_epoch", b"target_epoch", "target_host_id", b"target_host_id", "target_pool", b"target_pool", "timeline", b"timeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

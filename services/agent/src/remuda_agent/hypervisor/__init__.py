@@ -1,5 +1,6 @@
 """Hypervisor drivers behind one interface."""
 
+from remuda_agent.hypervisor.facts import CpuComparison, CpuVerdict, GuestDisk, GuestFacts
 from remuda_agent.hypervisor.interface import Hypervisor
 from remuda_agent.hypervisor.model import (
     METADATA_NAMESPACE,
@@ -21,12 +22,16 @@ from remuda_agent.hypervisor.model import (
 __all__ = [
     "METADATA_NAMESPACE",
     "CompletedMigration",
+    "CpuComparison",
+    "CpuVerdict",
     "DomainDescription",
     "DomainJob",
     "DomainMissing",
     "DomainNic",
     "DomainView",
     "EventKind",
+    "GuestDisk",
+    "GuestFacts",
     "Hypervisor",
     "HypervisorCapabilities",
     "HypervisorEvent",

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
+from remuda_agent.hypervisor.facts import Probes
 from remuda_agent.hypervisor.model import (
     CompletedMigration,
     DomainDescription,
@@ -20,7 +21,7 @@ from remuda_agent.hypervisor.model import (
 )
 
 
-class Hypervisor(Protocol):
+class Hypervisor(Probes, Protocol):
     """Domains of one host.
 
     Every call may raise RemudaError with HYPERVISOR_ERROR and the hypervisor's own words. Calls are safe
@@ -91,7 +92,22 @@ class Hypervisor(Protocol):
         """
 
     async def abort_job(self, instance_id: InstanceId) -> None:
-        """Cancel the running job; none is a success. Raises DomainMissing."""
+        """Cancel the running job; none is a success, post-copy goes on. Raises DomainMissing."""
+
+    async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
+        """Cap the running migration, 0: no cap; with ``post_copy`` the one of post-copy too.
+
+        Disks on their way do not heed it, and memory not always: look at the job's statistics. Raises
+        DomainMissing.
+        """
+
+    async def set_max_downtime(self, instance_id: InstanceId, *, milliseconds: int) -> int:
+        """The longest pause that QEMU may choose; returns what it says is in force. Raises DomainMissing."""
+
+    async def start_post_copy(self, instance_id: InstanceId) -> None:
+        """Let the guest go on at the target now. Refused before a first pass over memory has begun (ask
+        again), and without `allow_post_copy` at the start. Raises DomainMissing.
+        """
 
     async def guest_agent_ping(self, instance_id: InstanceId, *, timeout: float) -> bool:
         """Whether the guest agent answers within ``timeout`` seconds (rounded up). Raises DomainMissing."""

@@ -163,6 +163,8 @@ class MigrationRequest:
     bandwidth_mib_s: int = 0
     """0: no cap."""
     auto_converge: bool = False
+    allow_post_copy: bool = False
+    """Fixed at the start: without it `start_post_copy` is refused. Post-copy keeps to the same cap."""
     bridges: Mapping[str, str] = field(default_factory=dict)
     """MAC address, lower case -> bridge of the target. A port that is not named keeps the source's."""
 
@@ -185,6 +187,10 @@ class MigrationJobStats:
     disk_bytes_per_second: int = 0
     expected_downtime_ms: int = 0
     """QEMU's estimate of the pause; 0: none yet."""
+    switching_over: bool = False
+    """The guest stands still for its switch-over."""
+    post_copy: bool = False
+    """The guest runs at the target, or is about to; the rest of its memory is pulled."""
 
     @property
     def copying_disks(self) -> bool:

@@ -17,7 +17,9 @@ from remuda_core.etcd import ops
 from remuda_core.etcd.model import KeyValue
 from remuda_core.ids import HostId, OperationId
 from remuda_core.lifecycle import Action
+from remuda_core.migration.preflight import without_hosts
 from remuda_core.names import InstanceName, operation_name
+from remuda_core.rpc.context import caller
 
 from remuda_api.admission.etags import check_etag
 from remuda_api.admission.mutations import Answer, Mutations, Plan
@@ -28,7 +30,7 @@ from remuda_api.admission.operations import (
     pending_operation,
     put_operation,
 )
-from remuda_api.admission.placement import Explainer, require_a_host
+from remuda_api.admission.placement import Explainer, require_a_host, require_a_target
 from remuda_api.admission.requests import Call
 from remuda_api.admission.resolving import Resolver
 from remuda_api.store.caches import entry_of
@@ -209,8 +211,16 @@ class VerbAdmission:
     async def _preview(
         self, action: Action, seen: _Seen, admitted: VerbRequest, pending: operation_pb2.OperationRecord
     ) -> Plan[Operation]:
-        if action is Action.LIVE_MIGRATE:
-            pending.metadata.placement.CopyFrom(await require_a_host(self._explainer, admitted))
+        if isinstance(admitted, moving_pb2.LiveMigrateInstanceRequest):
+            if not admitted.target_host:
+                # A host that is named is refused row by row.
+                pending.metadata.placement.CopyFrom(await require_a_host(self._explainer, admitted))
+            instance = seen.name.instance
+            try:
+                chosen = await require_a_target(self._explainer, instance, admitted)
+            except RemudaError as error:
+                raise (error if caller().sees_hosts else without_hosts(error)) from error
+            pending.metadata.preflight.CopyFrom(chosen)
         pending.id = ""
         response: Message = Empty() if action is Action.DELETE else seen.message
         return Plan(response=operation_message(ended(pending, response)))

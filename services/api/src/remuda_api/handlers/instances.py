@@ -27,7 +27,7 @@ from remuda_api.listing.tokens import query_digest
 from remuda_api.reading import Reads
 from remuda_api.store.caches import Caches
 from remuda_api.store.instances import instance_message
-from remuda_api.visibility import shown_to
+from remuda_api.visibility import check_shown_to, shown_to
 from remuda_api.watching import InstanceWatcher
 
 Context = ServicerContext[Any, Any]
@@ -103,6 +103,14 @@ class InstanceHandler(InstanceServiceServicer):
         self, request: moving_pb2.LiveMigrateInstanceRequest, context: Context
     ) -> Operation:
         return await self._verb(Action.LIVE_MIGRATE, request, context)
+
+    async def CheckMigration(
+        self, request: moving_pb2.CheckMigrationRequest, context: Context
+    ) -> moving_pb2.CheckMigrationResponse:
+        await self._fresh(context)
+        row = await self._reads.row(request.name)
+        checked = await self._leader.check_migration(InstanceId(row.entry.value.id), request)
+        return check_shown_to(caller(), checked)
 
     async def ListAllowedActions(
         self, request: pb.ListAllowedActionsRequest, context: Context

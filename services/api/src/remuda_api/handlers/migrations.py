@@ -1,5 +1,7 @@
 """remuda.compute.v1.MigrationService."""
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from grpc.aio import ServicerContext
@@ -8,26 +10,30 @@ from remuda.compute.v1.migration_pb2_grpc import MigrationServiceServicer
 from remuda.store.v1.instance_pb2 import MigrationRecord
 from remuda_core import names
 from remuda_core.etcd.cache import Entry
+from remuda_core.rpc.context import caller
 
 from remuda_api.handlers.revisions import fresh
 from remuda_api.listing.pages import Pager, Query
 from remuda_api.listing.tokens import query_digest
 from remuda_api.reading import Reads
+from remuda_api.steering import MigrationSteering
 from remuda_api.store.caches import Caches
+from remuda_api.visibility import migration_shown_to
 
 Context = ServicerContext[Any, Any]
 Row = Entry[MigrationRecord]
 
 
 class MigrationHandler(MigrationServiceServicer):
-    def __init__(self, caches: Caches, reads: Reads, pager: Pager[Row]) -> None:
+    def __init__(self, caches: Caches, reads: Reads, pager: Pager[Row], steering: MigrationSteering) -> None:
         self._caches = caches
         self._reads = reads
         self._pager = pager
+        self._steering = steering
 
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.Migration:
         await fresh(context, self._reads, self._caches.migrations)
-        return await self._reads.migration(request.name)
+        return migration_shown_to(caller(), await self._reads.migration(request.name))
 
     async def ListMigrations(
         self, request: pb.ListMigrationsRequest, context: Context
@@ -44,8 +50,18 @@ class MigrationHandler(MigrationServiceServicer):
         )
         page = await self._pager.page(query)
         return pb.ListMigrationsResponse(
-            migrations=[row.value.migration for row in page.rows], next_page_token=page.next_page_token
+            migrations=[migration_shown_to(caller(), row.value.migration) for row in page.rows],
+            next_page_token=page.next_page_token,
         )
+
+    async def ControlMigration(
+        self, request_iterator: AsyncIterator[pb.ControlMigrationRequest], context: Context
+    ) -> AsyncIterator[pb.ControlMigrationResponse]:
+        await fresh(context, self._reads, self._caches.migrations)
+        steered = self._steering.steer(request_iterator, caller())
+        async with aclosing(steered) as responses:
+            async for response in responses:
+                yield response
 
     async def _scope(self, parent: str) -> tuple[str, str]:
         """Where the keys begin, and how the names of what may be shown begin."""

@@ -66,6 +66,7 @@ def host_message(
         message.agent_endpoint = status.agent_endpoint
         if status.HasField("inventory"):
             message.inventory.CopyFrom(status.inventory)
+            message.warnings.extend(status.inventory.warnings)
         if status.HasField("state_time"):
             message.state_time.CopyFrom(status.state_time)
     if usage is not None:

@@ -16,7 +16,7 @@ from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 
-from remuda_scheduler.ports import Agents, OnProgress
+from remuda_scheduler.ports import Agents, OnProgress, Steering
 
 
 class FencedAgents:
@@ -50,10 +50,16 @@ class FencedAgents:
         on_progress: Callable[[MigrationProgress], None],
         on_milestone: Callable[[MigrationMilestone], None],
         cancel: asyncio.Event,
+        steering: Steering,
     ) -> MigrationEnded:
         await self.fence(host)
         return await self._agents.migrate(
-            host, start, on_progress=on_progress, on_milestone=on_milestone, cancel=cancel
+            host,
+            start,
+            on_progress=on_progress,
+            on_milestone=on_milestone,
+            cancel=cancel,
+            steering=steering,
         )
 
     async def observe(self, host: HostId, instance: InstanceId) -> ObservedInstance:

@@ -149,5 +149,7 @@ def _tell(run: Run[Any], record: OperationRecord) -> None:
         ).total_seconds()
     reason = from_status(record.error).reason.value if record.HasField("error") else ""
     run.services.metrics.operation_ended(record.action, outcome, max(0.0, seconds), reason=reason)
+    # In this order: who is told of the end looks for the answers to its commands.
+    run.services.controls.finish(run.operation_id)
     run.services.progress.finish(run.operation_id)
     run.log.info("operation ended", outcome=outcome, error=record.error.message or None)

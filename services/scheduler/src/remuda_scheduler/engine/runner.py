@@ -47,8 +47,9 @@ async def execute(run: Run[Any], fault: RemudaError | None = None) -> None:
             await _finish_failed(run, refusal)
             return
     if fault is not None:
-        # By far the largest thing in the record, and nothing depends on it.
+        # By far the largest things in the record, and nothing depends on them.
         run.metadata.ClearField("placement")
+        run.metadata.ClearField("preflight")
         if run.journal.committed:
             await _finish_failed(run, fault)
             return

@@ -12,8 +12,10 @@ from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, InstanceId
 
 from remuda_scheduler.engine.fencing import FencedAgents
-from remuda_scheduler.ports import Grants, Leadership, Metrics, Placement, ProgressHub
+from remuda_scheduler.ports import Controls, Grants, Leadership, Metrics, Placement, ProgressHub
+from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.store import StoreView
+from remuda_scheduler.turns.turns import Turns
 
 _CACHE_WAIT_SECONDS = 10.0
 
@@ -44,8 +46,11 @@ class Services:
     leadership: Leadership
     agents: FencedAgents
     placement: Placement
+    preflight: Preflight
     grants: Grants
+    turns: Turns
     progress: ProgressHub
+    controls: Controls
     metrics: Metrics
     timing: Timing = field(default_factory=Timing)
     newest_journal: int = 0

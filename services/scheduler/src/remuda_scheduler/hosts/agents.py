@@ -6,6 +6,7 @@ unknown then. Steps are detached jobs on the host, so the way on is always to ca
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import grpc
@@ -14,12 +15,14 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from remuda.agent.v1 import agent_pb2, agent_pb2_grpc, migration_pb2, migration_pb2_grpc
 from remuda.agent.v1.common_pb2 import LeaderRef
-from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
+from remuda.compute.v1.migration_pb2 import ControlMigrationRequest, MigrationMilestone, MigrationProgress
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import DOMAIN, Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.status import from_status, rpc_error_status
+
+from remuda_scheduler.ports import Steering
 
 ANSWER_SECONDS = 10.0
 """For rpcs that only look or note; steps carry deadlines of their own."""
@@ -46,31 +49,31 @@ class AgentClients:
 
     async def fence(self, host: HostId, leader: LeaderRef) -> str:
         """Makes the host refuse older leaders; returns its boot id."""
-        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
         try:
             answer = await stub.Fence(agent_pb2.FenceRequest(leader=leader), timeout=ANSWER_SECONDS)
         except grpc.aio.AioRpcError as failure:
-            raise _meaning(host, failure) from failure
+            raise meaning(host, failure) from failure
         return answer.boot_id
 
     async def observe(self, host: HostId, instance: InstanceId) -> ObservedInstance:
         """What the host shows of the instance now. Raises HOST_UNREACHABLE."""
-        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
         request = agent_pb2.ObserveInstanceRequest(instance_id=instance)
         try:
             answer = await stub.ObserveInstance(request, timeout=ANSWER_SECONDS)
         except grpc.aio.AioRpcError as failure:
-            raise _meaning(host, failure) from failure
+            raise meaning(host, failure) from failure
         return answer.observed
 
     async def read_console(self, host: HostId, instance: InstanceId, max_bytes: int) -> tuple[bytes, bool]:
         """The tail of the console, and whether there is more."""
-        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
         request = agent_pb2.ReadConsoleRequest(instance_id=instance, max_bytes=max_bytes)
         try:
             answer = await stub.ReadConsole(request, timeout=ANSWER_SECONDS)
         except grpc.aio.AioRpcError as failure:
-            raise _meaning(host, failure) from failure
+            raise meaning(host, failure) from failure
         return answer.output, answer.truncated
 
     async def run_step(
@@ -85,7 +88,7 @@ class AgentClients:
         Raises: HOST_UNREACHABLE when the stream was lost: the step may run on, call again to join it.
         Whatever the agent raised.
         """
-        stub = agent_pb2_grpc.AgentServiceStub(self._channel(host))
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
         call = stub.RunStep(request)
         try:
             async for message in call:
@@ -97,7 +100,7 @@ class AgentClients:
                     case "done":
                         raise from_status(message.done.status)
         except grpc.aio.AioRpcError as failure:
-            raise _meaning(host, failure) from failure
+            raise meaning(host, failure) from failure
         finally:
             call.cancel()
         raise _unreachable(host, "it ended the stream without an answer")
@@ -110,15 +113,16 @@ class AgentClients:
         on_progress: Callable[[MigrationProgress], None],
         on_milestone: Callable[[MigrationMilestone], None],
         cancel: asyncio.Event,
+        steering: Steering,
     ) -> migration_pb2.MigrationEnded:
         """Starts or joins the migration on its source and waits for libvirt's word.
 
         Raises: HOST_UNREACHABLE when the stream was lost: the migration may run on.
         What libvirt said, good or bad, is in the answer's status.
         """
-        stub = migration_pb2_grpc.MigrationServiceStub(self._channel(host))
+        stub = migration_pb2_grpc.MigrationServiceStub(self.channel(host))
         call = stub.Migrate()
-        commands = asyncio.create_task(_command(call, start, cancel))
+        commands = asyncio.create_task(_command(call, start, cancel, steering))
         try:
             async for message in call:
                 match message.WhichOneof("event"):
@@ -126,10 +130,12 @@ class AgentClients:
                         on_progress(message.progress)
                     case "milestone":
                         on_milestone(message.milestone)
+                    case "result":
+                        steering.answer(message.result)
                     case "ended":
                         return message.ended
         except grpc.aio.AioRpcError as failure:
-            raise _meaning(host, failure) from failure
+            raise meaning(host, failure) from failure
         finally:
             # Its own failure says no more than the end of the stream does.
             commands.cancel()
@@ -137,7 +143,8 @@ class AgentClients:
             call.cancel()
         raise _unreachable(host, "it ended the stream without an answer")
 
-    def _channel(self, host: HostId) -> grpc.aio.Channel:
+    def channel(self, host: HostId) -> grpc.aio.Channel:
+        """Raises HOST_UNREACHABLE when its agent has never attached."""
         endpoint = self._endpoint_of(host)
         if not endpoint:
             raise _unreachable(host, "its agent has not attached")
@@ -150,14 +157,41 @@ async def _command(
     call: "grpc.aio.StreamStreamCall[migration_pb2.MigrateRequest, migration_pb2.MigrateResponse]",
     start: migration_pb2.StartMigration,
     cancel: asyncio.Event,
+    steering: Steering,
 ) -> None:
-    """One after the other: a cancel that was asked before the call must not overtake the start."""
+    """A cancel that was asked before the call must not overtake the start."""
     await call.write(migration_pb2.MigrateRequest(start=start))
-    await cancel.wait()
-    await call.write(migration_pb2.MigrateRequest(cancel=migration_pb2.CancelMigration()))
+    turn = asyncio.Lock()
+
+    async def pass_on_cancel() -> None:
+        await cancel.wait()
+        async with turn:
+            await call.write(migration_pb2.MigrateRequest(cancel=migration_pb2.CancelMigration()))
+
+    async def pass_on_commands() -> None:
+        async with contextlib.aclosing(steering.commands()) as commands:
+            async for command in commands:
+                async with turn:
+                    await call.write(_to_agent(command))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pass_on_cancel())
+        group.create_task(pass_on_commands())
 
 
-def _meaning(host: HostId, failure: grpc.aio.AioRpcError) -> RemudaError:
+def _to_agent(command: ControlMigrationRequest) -> migration_pb2.MigrateRequest:
+    """The same messages in another oneof: neither `attach` nor `cancel` is passed on so."""
+    kind = command.WhichOneof("command")
+    assert kind is not None
+    order = migration_pb2.MigrateRequest(command_id=command.command_id)
+    getattr(order, kind).CopyFrom(getattr(command, kind))
+    # Some have no fields, and are there all the same.
+    getattr(order, kind).SetInParent()
+    return order
+
+
+def meaning(host: HostId, failure: grpc.aio.AioRpcError) -> RemudaError:
+    """See the module's docstring."""
     status = rpc_error_status(failure)
     error = from_status(status)
     if not _said_by_us(status) or error.reason in _TRANSPORT:

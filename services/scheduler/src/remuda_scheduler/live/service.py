@@ -1,6 +1,7 @@
 """LiveService: what the api asks of the leader."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 import grpc
 from remuda.scheduler.v1 import live_pb2 as pb
@@ -8,8 +9,10 @@ from remuda.scheduler.v1 import live_pb2_grpc
 from remuda_core.errors import not_found
 from remuda_core.ids import HostId, InstanceId, OperationId
 
+from remuda_scheduler.live.control import control
 from remuda_scheduler.live.requests import placement_request
 from remuda_scheduler.placement.explain import explain
+from remuda_scheduler.preflight.asking import check_migration
 from remuda_scheduler.term import Term
 
 EXPLAIN_PATIENCE_SECONDS = 5.0
@@ -39,6 +42,24 @@ class LiveService(live_pb2_grpc.LiveServiceServicer):
         wanted = placement_request(term.store, request.request)
         plan = await term.placer.plan(wanted, patience=EXPLAIN_PATIENCE_SECONDS)
         return pb.ExplainResponse(explanation=explain(plan))
+
+    async def CheckMigration(
+        self,
+        request: pb.CheckMigrationRequest,
+        context: "grpc.aio.ServicerContext[pb.CheckMigrationRequest, pb.CheckMigrationResponse]",
+    ) -> pb.CheckMigrationResponse:
+        term, instance = self._term(), InstanceId(request.instance_id)
+        found = await check_migration(term.store, term.preflight, instance, request.request)
+        return pb.CheckMigrationResponse(response=found)
+
+    async def ControlMigration(
+        self,
+        request_iterator: AsyncIterator[pb.ControlMigrationRequest],
+        context: "grpc.aio.ServicerContext[pb.ControlMigrationRequest, pb.ControlMigrationResponse]",
+    ) -> AsyncIterator[pb.ControlMigrationResponse]:
+        async with aclosing(control(self._term, request_iterator)) as events:
+            async for event in events:
+                yield pb.ControlMigrationResponse(event=event)
 
     async def ReadConsole(
         self,

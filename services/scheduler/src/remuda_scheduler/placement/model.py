@@ -57,6 +57,8 @@ class Demand:
     architecture: str = ""
     host: HostId | None = None
     """The only host that is wanted."""
+    among: frozenset[HostId] | None = None
+    """The only hosts that may be taken, because they were checked; None: any."""
     excluded: Mapping[HostId, str] = field(default_factory=dict)
     """Hosts that must not be taken, and why: the source, targets tried in vain."""
     domain_type: str = ""
@@ -92,3 +94,5 @@ class Plan:
     verdicts: Sequence[Verdict]
     rejections: Mapping[str, int]
     """How many hosts each filter refused."""
+    demand: Demand
+    """What was asked for, with what follows from the source of a move."""

@@ -20,7 +20,7 @@ def place(hosts: Iterable[HostFacts], demand: Demand) -> Plan:
     )
     chosen = verdicts[0] if verdicts and verdicts[0].eligible else None
     rejections = Counter(verdict.filter for verdict in verdicts if not verdict.eligible)
-    return Plan(chosen=chosen, verdicts=verdicts, rejections=dict(rejections))
+    return Plan(chosen=chosen, verdicts=verdicts, rejections=dict(rejections), demand=demand)
 
 
 def _judge(host: HostFacts, demand: Demand) -> Verdict:

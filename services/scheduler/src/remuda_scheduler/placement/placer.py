@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from remuda.compute.v1.host_pb2 import HostInventory
 from remuda.store.v1.operation_pb2 import Reservation
@@ -51,7 +51,7 @@ class Placer:
         while True:
             began = time.perf_counter()
             hosts = {facts.id: facts for facts in self.hosts()}
-            plan = place(hosts.values(), self._demand(request, hosts))
+            plan = place(hosts.values(), demand_of(self._store, request, hosts))
             took = time.perf_counter() - began
             if plan.chosen is not None or time.monotonic() >= give_up or not _may_be_found(plan):
                 break
@@ -71,7 +71,7 @@ class Placer:
                 name=entry.value.display_name,
                 cordoned=entry.value.cordoned,
                 state=self._keeper.state(host),
-                inventory=self._inventory(host),
+                inventory=self.inventory(host),
                 usage=usage.get(host, Usage()),
             )
 
@@ -91,38 +91,40 @@ class Placer:
         for entry in self._store.journals.items():
             yield from entry.value.reservations
 
-    def _inventory(self, host: HostId) -> HostInventory:
+    def inventory(self, host: HostId) -> HostInventory:
+        """The newest one; an empty one for a host that has never attached."""
         session = self._registry.session(host)
         if session is not None:
             return session.inventory
         status = self._store.host_status(host)
         return status.inventory if status is not None else HostInventory()
 
-    def _demand(self, request: PlacementRequest, hosts: dict[HostId, HostFacts]) -> Demand:
-        networks = (
-            self._store.networks.get(self._store.keys.network(network)) for network in request.networks
-        )
-        source = hosts.get(request.source_host_id) if request.source_host_id else None
-        pool = source.pools.get(request.source_pool) if source else None
-        excluded = dict(request.excluded)
-        if source is not None:
-            excluded.setdefault(source.id, "it is the source")
-        shared = pool is not None and pool.shared
-        return Demand(
-            vcpus=request.vcpus,
-            memory_mib=request.memory_mib,
-            # On the same storage nothing is copied.
-            disk_bytes=0 if shared else request.disk_bytes,
-            pool=request.source_pool or request.pool,
-            pool_uid=pool.uid if pool is not None and pool.shared else "",
-            physical_networks=frozenset(entry.value.network.physical_network for entry in networks if entry),
-            architecture=source.architecture if source else "",
-            host=request.host_id,
-            excluded=excluded,
-            domain_type=source.domain_type if source else "",
-            machine_type=request.machine_type,
-            migration_transport=source.migration_transport if source else "",
-        )
+
+def demand_of(store: StoreView, request: PlacementRequest, hosts: Mapping[HostId, HostFacts]) -> Demand:
+    """With what follows from the source, when the guest moves live."""
+    networks = (store.networks.get(store.keys.network(network)) for network in request.networks)
+    source = hosts.get(request.source_host_id) if request.source_host_id else None
+    pool = source.pools.get(request.source_pool) if source else None
+    excluded = dict(request.excluded)
+    if source is not None:
+        excluded.setdefault(source.id, "it is the source")
+    shared = pool is not None and pool.shared
+    return Demand(
+        vcpus=request.vcpus,
+        memory_mib=request.memory_mib,
+        # On the same storage nothing is copied.
+        disk_bytes=0 if shared else request.disk_bytes,
+        pool=request.source_pool or request.pool,
+        pool_uid=pool.uid if pool is not None and pool.shared else "",
+        physical_networks=frozenset(entry.value.network.physical_network for entry in networks if entry),
+        architecture=source.architecture if source else "",
+        host=request.host_id,
+        among=request.among,
+        excluded=excluded,
+        domain_type=source.domain_type if source else "",
+        machine_type=request.machine_type,
+        migration_transport=source.migration_transport if source else "",
+    )
 
 
 def _may_be_found(plan: Plan) -> bool:

@@ -3,8 +3,9 @@
 Parameters: optional source (asserted), optional target, pause and bandwidth limits, timeout and what happens
 at it. The target's copy is made with epoch N+1, which the instance gets when the ownership moves.
 
+    preflight_passed     every condition of the move holds for a target: probed on both hosts
     run_state_noted      what the guest did before; undo: it does so again at the source
-    capacity_reserved    a target, its reservation, the migration record
+    capacity_reserved    its turn among all moves, its reservation, the migration record
     target_prepared      directory, disks and network there, as "incoming"
     guest_moved          the source's job, followed to its end; then both hosts are looked at
     ownership_moved      one txn: host, epoch, pool; the reservation becomes the allocation
@@ -21,7 +22,8 @@ DeleteInstance behind it ends a move whose guest nobody can find (abandoning.py)
 Two copies that run are never undone, and never destroyed: the one that is not on record is paused, and an
 operator decides (splitting.py).
 
-When no target was named, up to three are tried; each try has an epoch of its own.
+When no target was named, up to three that passed preflight are tried; each try is checked anew and has an
+epoch of its own.
 """
 
 from remuda.agent.v1.agent_pb2 import (
@@ -39,6 +41,7 @@ from remuda.store.v1.instance_pb2 import InstanceRecord, InstanceStatus
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, ImageId
+from remuda_core.migration.preflight import without_hosts
 from remuda_core.names import host_name
 from remuda_core.rpc.status import to_status
 
@@ -58,10 +61,17 @@ from remuda_scheduler.sagas.migration_record import (
 )
 from remuda_scheduler.sagas.moving import move_guest, settle
 from remuda_scheduler.sagas.placing import drop_reservation, resolve_host
+from remuda_scheduler.sagas.preflighting import pass_preflight
 from remuda_scheduler.sagas.run_state import note_run_state, restore_run_state
 from remuda_scheduler.sagas.sighting import paused_idle, running_idle
 from remuda_scheduler.sagas.splitting import hold_apart
-from remuda_scheduler.sagas.targeting import release_capacity, request_of, reserve_capacity, retry_from
+from remuda_scheduler.sagas.targeting import (
+    give_up_target,
+    release_capacity,
+    request_of,
+    reserve_capacity,
+    retry_from,
+)
 
 _Run = Run[LiveMigrateState]
 
@@ -261,7 +271,8 @@ async def fail(run: _Run, error: RemudaError) -> Ending:
     if run.state.migration_id:
         stopped = error.reason is Reason.CANCELLED
         end = Migration.STATE_CANCELLED if stopped else Migration.STATE_FAILED
-        status = to_status(error, request_id=run.metadata.request_id)
+        # Owners read the record; what was seen of hosts stays with the operation.
+        status = to_status(without_hosts(error), request_id=run.metadata.request_id)
         put_migration(run, end, end_time=now(), error=status)
         tell_metrics(run, "cancelled" if stopped else "failed", None, reason=error.reason.value)
     return Ending(change=change, events=timeline_events(run))
@@ -284,8 +295,17 @@ SAGA = Saga(
     state=LiveMigrateState,
     begin=begin,
     steps=(
+        # Before anything is touched. Its probes are bounded themselves; hosts that a new leader has not heard
+        # of are waited for.
+        Step(name="preflight_passed", do=pass_preflight, undo=give_up_target, deadline_seconds=120.0),
         Step(name="run_state_noted", do=note_run_state, undo=restore_run_state, host=_source),
-        Step(name="capacity_reserved", do=reserve_capacity, undo=release_capacity),
+        # It waits for its turn as long as the request allows, and looks itself at that and for a cancel.
+        Step(
+            name="capacity_reserved",
+            do=reserve_capacity,
+            undo=release_capacity,
+            deadline_seconds=_FOREVER_SECONDS,
+        ),
         # A slow network and a large image, as in a launch.
         Step(
             name="target_prepared",

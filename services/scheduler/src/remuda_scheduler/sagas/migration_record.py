@@ -20,6 +20,11 @@ _Run = Run[LiveMigrateState]
 
 _SENTENCES = {
     "JOB_STARTED": "The source began to copy the guest.",
+    "COMMAND_APPLIED": "A command was carried out.",
+    "DOWNTIME_RAISED": "A longer pause was allowed at the switch-over.",
+    "GUEST_PAUSED": "The guest was paused so that the copy can end.",
+    "JOB_ABORTED": "The copy was given up.",
+    "POST_COPY_BEGUN": "The guest was let go on at the target before all of its memory was there.",
     "SOURCE_PAUSED": "The guest was paused at the source.",
     "TARGET_RESUMED": "The guest resumed at the target.",
     "SOURCE_CLEANED": "The source gave up its copy.",
@@ -98,6 +103,12 @@ def _health(memory: LiveMigrateState) -> Migration.GuestHealth.ValueType:
     return Migration.GUEST_HEALTH_NOT_RUNNING if wanted and not running else Migration.GUEST_HEALTH_NO_AGENT
 
 
+_WHILE_COPYING = frozenset(
+    {"COMMAND_APPLIED", "DOWNTIME_RAISED", "GUEST_PAUSED", "JOB_ABORTED", "POST_COPY_BEGUN"}
+)
+"""May come several times and in any order: between the job's start and the pause at the source."""
+
+
 def milestone(run: _Run, kind: str, host: str) -> None:
     """Once per kind: a repeated step does not tell it twice."""
     add_milestone(run, MigrationMilestone(type=kind, host=host_name(HostId(host)), time=now()))
@@ -110,19 +121,25 @@ def add_milestone(run: _Run, seen: MigrationMilestone) -> None:
     cleaned, and two hosts' clocks cannot be compared.
     """
     timeline = run.state.timeline
-    if all(known.type != seen.type for known in timeline):
-        timeline.append(seen)
-        order = list(_SENTENCES)
-        timeline.sort(key=lambda one: order.index(one.type) if one.type in order else len(order))
+    if any(known == seen if seen.type in _WHILE_COPYING else known.type == seen.type for known in timeline):
+        return
+    timeline.append(seen)
+    timeline.sort(key=lambda one: _rank(one.type))
+
+
+def _rank(kind: str) -> int:
+    """Those that may come in any order share one, and stay in the order in which they came."""
+    if kind in _WHILE_COPYING:
+        return list(_SENTENCES).index("COMMAND_APPLIED")
+    return list(_SENTENCES).index(kind) if kind in _SENTENCES else len(_SENTENCES)
 
 
 def timeline_events(run: _Run) -> tuple[InstanceEvent, ...]:
     """The milestones as events of the instance, each with its own time."""
     events = []
     for seen in run.state.timeline:
-        event = run.event(
-            seen.type, _SENTENCES.get(seen.type, seen.type), host=seen.host.removeprefix("hosts/")
-        )
+        sentence = seen.detail or _SENTENCES.get(seen.type, seen.type)
+        event = run.event(seen.type, sentence, host=seen.host.removeprefix("hosts/"))
         event.time.CopyFrom(seen.time)
         events.append(event)
     return tuple(events)

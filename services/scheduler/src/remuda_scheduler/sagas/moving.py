@@ -56,6 +56,16 @@ async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: Domai
     """Returns when the guest is at the target. Raises RemudaError when it is known that it is not:
     GUEST_STOPPED, MIGRATION_FAILED, MIGRATION_TIMEOUT, CANCELLED.
     """
+    try:
+        await _until_judged(run, request, spec)
+    except RemudaError:
+        run.services.controls.finish(run.operation_id)
+        raise
+    # Whoever leads next goes on from another step: only a judgement ends what can be steered.
+    run.services.controls.finish(run.operation_id)
+
+
+async def _until_judged(run: _Run, request: LiveMigrateInstanceRequest, spec: DomainSpec) -> None:
     looks, begun = _Looks(), False
     while True:
         # Before every order, the first one included: who takes over must not start what is over.
@@ -71,7 +81,7 @@ async def move_guest(run: _Run, request: LiveMigrateInstanceRequest, spec: Domai
                     raise cancelled()
                 if begun:
                     # Its agent was away, now the source is back and runs no job.
-                    if _seconds_left(run, request) <= 0:
+                    if seconds_left(run, request) <= 0:
                         raise RemudaError(Reason.MIGRATION_TIMEOUT, "the job could not be begun in time")
                     await asyncio.sleep(run.services.timing.look_again)
                 begun = True
@@ -160,6 +170,7 @@ async def _follow(run: _Run, start: StartMigration, cancel: asyncio.Event) -> No
                     on_progress=on_progress,
                     on_milestone=lambda seen: add_milestone(run, seen),
                     cancel=cancel,
+                    steering=run.services.controls.desk(run.operation_id),
                 )
             finally:
                 impatient.cancel()
@@ -197,7 +208,7 @@ def _start(run: _Run, request: LiveMigrateInstanceRequest, spec: DomainSpec) -> 
     """The source keeps the deadline from here on: a job that is joined is not asked again."""
     memory, target = run.state, HostId(run.state.target_host_id)
     left = Duration()
-    left.FromSeconds(max(1, int(_seconds_left(run, request))))
+    left.FromSeconds(max(1, int(seconds_left(run, request))))
     record, status = run.services.store.host(target), run.services.store.host_status(target)
     if record is None or status is None:
         raise RemudaError(Reason.HOST_NOT_FOUND, f"{host_name(target)} does not exist any more")
@@ -217,13 +228,14 @@ def _start(run: _Run, request: LiveMigrateInstanceRequest, spec: DomainSpec) -> 
             timeout=left,
             pause_on_timeout=request.on_timeout == LiveMigrateInstanceRequest.ON_TIMEOUT_PAUSE,
             auto_converge=request.auto_converge,
+            allow_post_copy=request.allow_post_copy,
         ),
         shared_disks=memory.shared_disks,
         spec=spec,
     )
 
 
-def _seconds_left(run: _Run, request: LiveMigrateInstanceRequest) -> float:
+def seconds_left(run: _Run, request: LiveMigrateInstanceRequest) -> float:
     """Since admission."""
     allowed = (
         request.timeout.ToTimedelta().total_seconds()

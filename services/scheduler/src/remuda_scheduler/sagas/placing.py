@@ -23,14 +23,19 @@ async def reserve(
     request: PlacementRequest,
     epoch: Epoch,
     remember: Callable[[Decision], None],
-) -> None:
-    """Chooses a host and journals the reservation, with what `remember` puts into the saga's state.
+    *,
+    may: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Chooses a host and journals the reservation, with what `remember` puts into the saga's state. False:
+    `may`, which is asked when all earlier reservations show, says no.
 
     Raises RemudaError NO_HOST_FITS; the explanation then stands in the operation all the same. Raises
     Unavailable, when the caches do not catch up.
     """
     key_of = run.services.keys.host
     async with run.services.placing():
+        if not may():
+            return False
         for _ in range(_TRIES):
             # Taken before the choice: whatever changed since fails the compare.
             seen = {entry.key: entry.mod_revision for entry in run.services.store.hosts.items()}
@@ -52,7 +57,7 @@ async def reserve(
             # Not only that it exists: DeleteHost wants the host cordoned and then empty, and neither would
             # hold if a choice made before the cordon were journalled after it.
             if await run.commit(compare=[ops.mod_is(key, seen.get(key, -1))]):
-                return
+                return True
             # Cordoned or deleted a moment ago: choose again when the cache shows it.
             present = await run.services.etcd.range_key(key)
             await run.services.store.hosts.wait_revision(present.revision, _CACHE_WAIT_SECONDS)

@@ -2,16 +2,17 @@
 
 from remuda.compute.v1.migration_pb2 import Migration
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
+from remuda.compute.v1.operation_pb2 import PlacementExplanation
 from remuda.store.v1.instance_pb2 import InstanceStatus
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, NetworkId
-from remuda_core.rpc.status import from_status
 
 from remuda_scheduler.engine.run import Run
 from remuda_scheduler.ports import Decision, PlacementRequest
 from remuda_scheduler.sagas.migration_record import put_migration
 from remuda_scheduler.sagas.placing import drop_reservation, indebted, reserve, reserved, resolve_host
+from remuda_scheduler.sagas.turn import its_turn, wait_for_turn
 
 _Run = Run[LiveMigrateState]
 
@@ -25,28 +26,27 @@ def request_of(run: _Run) -> LiveMigrateInstanceRequest:
 
 
 async def reserve_capacity(run: _Run) -> None:
+    """On the host that passed preflight, and on no other, when it is its turn. Raises NO_HOST_FITS when the
+    host was filled up or cordoned meanwhile, MIGRATION_TIMEOUT when its time was up before its turn.
+    """
     if reserved(run, run.state.target_host_id):
         return
     record, status = await run.instance()
-    source = HostId(run.state.source_host_id)
-    tried = {HostId(host): "it was tried in vain" for host in run.state.refused_host_ids}
+    chosen, source = HostId(run.state.target_host_id), HostId(run.state.source_host_id)
+    explained = PlacementExplanation()
+    explained.CopyFrom(run.metadata.placement)
     # An epoch for every try: what an earlier target may still hold must never pass for this copy.
     epoch = Epoch(run.state.source_epoch + 1 + len(run.state.refused_host_ids))
 
     def remember(decision: Decision) -> None:
         state = run.state
-        state.target_host_id, state.target_pool, state.target_epoch = (
-            decision.host_id,
-            decision.pool,
-            epoch,
-        )
-        state.shared_disks = _same_storage(run, source, state.source_pool, decision)
-        live = Migration.KIND_LIVE_SHARED if state.shared_disks else Migration.KIND_LIVE_BLOCK
-        state.kind = live
+        state.target_pool, state.target_epoch = decision.pool, epoch
         state.ClearField("ended")
         state.ClearField("split")
         state.bridges.clear()
         del state.timeline[:]
+        # It tells of all hosts; this decision was about one.
+        run.metadata.placement.CopyFrom(explained)
         put_migration(run, Migration.STATE_PREPARING)
 
     request = PlacementRequest(
@@ -55,48 +55,39 @@ async def reserve_capacity(run: _Run) -> None:
         disk_bytes=record.disk_bytes,
         networks=_networks(status),
         host_id=resolve_host(run, request_of(run).target_host),
-        excluded={**indebted(run), **tried, source: "it is the source"},
+        among=frozenset({chosen}),
+        excluded={**indebted(run), source: "it is the source"},
         source_host_id=source,
         source_pool=run.state.source_pool,
         machine_type=status.machine_type,
     )
-    try:
-        await reserve(run, record, request, epoch, remember)
-    except RemudaError as error:
-        # Why the targets that fitted refused says more than that there are no others.
-        if error.reason is Reason.NO_HOST_FITS and run.state.HasField("refusal"):
-            raise from_status(run.state.refusal) from error
-        raise
+    await wait_for_turn(run, request_of(run))
+    while not await reserve(run, record, request, epoch, remember, may=lambda: its_turn(run)):
+        await wait_for_turn(run, request_of(run))
 
 
 async def release_capacity(run: _Run) -> None:
     drop_reservation(run)
-    if run.state.target_host_id and run.state.target_host_id not in run.state.refused_host_ids:
-        run.state.refused_host_ids.append(run.state.target_host_id)
-        run.state.refusal.CopyFrom(run.journal.failure)
-    run.state.target_host_id = ""
+
+
+async def give_up_target(run: _Run) -> None:
+    """Nothing is left there; it is noted why it was in vain, so that it is not tried again."""
+    state = run.state
+    if state.target_host_id and state.target_host_id not in state.refused_host_ids:
+        state.refused_host_ids.append(state.target_host_id)
+        state.refusal.CopyFrom(run.journal.failure)
+        state.refusals[state.target_host_id] = run.journal.failure.message
+    state.target_host_id = ""
 
 
 def retry_from(run: _Run, error: RemudaError) -> str:
     """Another target, when none was named and it may be the target's fault."""
-    worth_it = error.reason not in (Reason.NO_HOST_FITS, Reason.GUEST_STOPPED, Reason.MIGRATION_TIMEOUT)
+    worth_it = error.reason not in (Reason.GUEST_STOPPED, Reason.MIGRATION_TIMEOUT)
     tries = len(run.state.refused_host_ids) + 1
     if request_of(run).target_host or not run.state.target_host_id or not worth_it:
         return ""
-    return "capacity_reserved" if tries < _MOST_TARGETS else ""
+    return "preflight_passed" if tries < _MOST_TARGETS else ""
 
 
 def _networks(status: InstanceStatus) -> list[NetworkId]:
     return [NetworkId(port.network) for port in status.ports]
-
-
-def _same_storage(run: _Run, source: HostId, source_pool: str, decision: Decision) -> bool:
-    """Both hosts mount the pool, and it is the same one by its uid."""
-
-    def uid(host: HostId, name: str) -> str:
-        status = run.services.store.host_status(host)
-        pools = status.inventory.pools if status is not None else ()
-        return next((pool.uid for pool in pools if pool.name == name and pool.shared), "")
-
-    found = uid(source, source_pool)
-    return found != "" and found == uid(decision.host_id, decision.pool)

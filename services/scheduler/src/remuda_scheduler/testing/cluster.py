@@ -29,6 +29,7 @@ from remuda_core.etcd.election import Election, Leadership
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, ImageId, InstanceId, NetworkId, OperationId, ProjectId
 from remuda_core.testing.hosts import FakeDirectory, FakeDomain, FakeHosts
+from remuda_core.testing.probes import FakeProbes, FakeSight
 from remuda_core.testing.waiting import wait_for
 
 from remuda_scheduler.engine.clock import now
@@ -36,9 +37,14 @@ from remuda_scheduler.engine.engine import Engine
 from remuda_scheduler.engine.fencing import FencedAgents
 from remuda_scheduler.engine.saga import Saga
 from remuda_scheduler.engine.services import Services, Timing
+from remuda_scheduler.live.control import ControlHub
+from remuda_scheduler.preflight.prober import Prober
+from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.store import StoreView, open_store
 from remuda_scheduler.testing.ports import Counters, FirstFit, Grants, Hub, MortalLeadership
+from remuda_scheduler.turns.queue import Limits
+from remuda_scheduler.turns.turns import Turns
 
 PROJECT = ProjectId("demo")
 NETWORK = NetworkId("lan")
@@ -68,13 +74,16 @@ class Cluster:
     keys: Keys
     store: StoreView
     agents: FakeHosts
+    probes: FakeProbes
     a: HostId
     b: HostId
     c: HostId
     sagas: Mapping[str, Saga[Any]] = field(default_factory=lambda: SAGAS)
     timing: Timing = FAST
     room: int = 100
+    limits: Limits = field(default_factory=Limits)
     hub: Hub = field(default_factory=Hub)
+    controls: ControlHub = field(default_factory=ControlHub)
     counters: Counters = field(default_factory=Counters)
     term: Term | None = None
 
@@ -85,15 +94,19 @@ class Cluster:
         inner = await Election(self.etcd, self.keys.leader, b"test", 10).campaign()
         mortal = MortalLeadership(inner, die_after)
         leader = LeaderRef(cluster_id=inner.cluster_id, epoch=inner.epoch)
+        placement = FirstFit(self.store, list(self.agents.hosts), self.room)
         services = Services(
             etcd=self.etcd,
             keys=self.keys,
             store=self.store,
             leadership=mortal,
             agents=FencedAgents(self.agents, leader, self.store.fenced),
-            placement=FirstFit(self.store, list(self.agents.hosts), self.room),
+            placement=placement,
+            preflight=Preflight(hosts=placement, prober=Prober(self.probes)),
             grants=Grants(),
+            turns=Turns(self.store, self.limits),
             progress=self.hub,
+            controls=self.controls,
             metrics=self.counters,
             timing=self.timing,
         )
@@ -135,8 +148,17 @@ class Cluster:
     async def put_host(self, host: HostId, name: str, *, pools: Sequence[HostPool] = ()) -> None:
         local = HostPool(name="local", uid=f"local-{name}")
         inventory = HostInventory(
-            migration_address=f"{name}.test", migration_transport="tls", pools=[local, *pools]
+            vcpus=1000,
+            memory_mib=1 << 20,
+            agent_version="1.0.0",
+            physical_networks=["physnet"],
+            machine_types=["pc-q35-7.2"],
+            migration_address=f"{name}.test",
+            migration_transport="tls",
+            pools=[local, *pools],
         )
+        storage = {pool.name: pool.uid for pool in inventory.pools}
+        self.probes.sights[host] = FakeSight(name=name, address=f"192.0.2.{len(name)}", storage=storage)
         await self.etcd.put(self.keys.host(host), HostRecord(id=host, display_name=name).SerializeToString())
         await self.set_host_state(host, Host.STATE_UP, inventory)
 
@@ -334,7 +356,10 @@ async def open_cluster(etcd: Etcd, keys: Keys) -> AsyncIterator[Cluster]:
     record = NetworkRecord(id=NETWORK, network=network)
     await etcd.put(keys.network(NETWORK), record.SerializeToString())
     async with open_store(etcd, keys) as store:
-        made = Cluster(etcd=etcd, keys=keys, store=store, agents=FakeHosts(a, b, c), a=a, b=b, c=c)
+        agents = FakeHosts(a, b, c)
+        made = Cluster(
+            etcd=etcd, keys=keys, store=store, agents=agents, probes=FakeProbes(agents), a=a, b=b, c=c
+        )
         shared = HostPool(name="shared", uid="nfs-1", shared=True)
         for host, name in ((a, "alpha"), (b, "beta"), (c, "gamma")):
             await made.put_host(host, name, pools=[shared] if host != c else [])

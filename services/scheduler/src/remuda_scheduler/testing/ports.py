@@ -1,8 +1,10 @@
 """The scheduler's ports, as small as tests need them."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 
+from remuda.compute.v1.host_pb2 import Host, HostInventory
 from remuda.compute.v1.operation_pb2 import PlacementExplanation, Progress
 from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda_core.etcd import ops
@@ -10,6 +12,9 @@ from remuda_core.etcd.election import Leadership
 from remuda_core.etcd.model import TxnResult
 from remuda_core.ids import HostId, ImageId, OperationId
 
+from remuda_scheduler.placement.model import HostFacts, Plan, Verdict
+from remuda_scheduler.placement.placer import demand_of
+from remuda_scheduler.placement.snapshot import Usage, host_facts
 from remuda_scheduler.ports import Decision, NothingFits, PlacementRequest
 from remuda_scheduler.store import StoreView
 
@@ -44,24 +49,63 @@ class MortalLeadership:
 
 
 class FirstFit:
-    """Takes the first host that is not excluded and has room for one more reservation or instance."""
+    """Takes the first host that is not excluded and has room for one more reservation or instance.
+
+    Also the view of the hosts that preflight works on.
+    """
 
     def __init__(self, store: StoreView, hosts: Sequence[HostId], room: int) -> None:
         self.store, self.hosts, self.room = store, hosts, room
         self.pool = "local"
 
     async def choose(self, request: PlacementRequest) -> Decision:
-        taken = [entry.value.host_id for entry in self.store.statuses.items()] + [
-            held.host_id for entry in self.store.journals.items() for held in entry.value.reservations
-        ]
         for host in self.hosts:
-            if host in request.excluded or request.host_id not in (None, host):
-                continue
-            if taken.count(host) < self.room:
+            if not self._refuse(host, request):
                 explanation = PlacementExplanation(chosen_host=f"hosts/{host}", considered=len(self.hosts))
                 pool = request.source_pool or request.pool or self.pool
                 return Decision(host_id=host, pool=pool, explanation=explanation)
         raise NothingFits(PlacementExplanation(considered=len(self.hosts), rejections={"room": 1}))
+
+    async def plan(self, request: PlacementRequest, *, patience: float = math.inf) -> Plan:
+        facts = {host: self._facts(host) for host in self.hosts if self.store.host(host) is not None}
+        verdicts = [
+            Verdict(host=one, filter="room" if reason else "", reason=reason)
+            for one in facts.values()
+            for reason in [self._refuse(one.id, request)]
+        ]
+        verdicts.sort(key=lambda verdict: not verdict.eligible)
+        return Plan(
+            chosen=next((verdict for verdict in verdicts if verdict.eligible), None),
+            verdicts=verdicts,
+            rejections={"room": sum(not verdict.eligible for verdict in verdicts)},
+            demand=demand_of(self.store, request, facts),
+        )
+
+    def inventory(self, host: HostId) -> HostInventory:
+        status = self.store.host_status(host)
+        return status.inventory if status is not None else HostInventory()
+
+    def _refuse(self, host: HostId, request: PlacementRequest) -> str:
+        taken = [entry.value.host_id for entry in self.store.statuses.items()] + [
+            held.host_id for entry in self.store.journals.items() for held in entry.value.reservations
+        ]
+        if host in request.excluded:
+            return request.excluded[host]
+        if request.host_id not in (None, host) or (request.among is not None and host not in request.among):
+            return "another one is wanted"
+        return "" if taken.count(host) < self.room else "it is full"
+
+    def _facts(self, host: HostId) -> HostFacts:
+        record, status = self.store.host(host), self.store.host_status(host)
+        assert record is not None
+        return host_facts(
+            host=host,
+            name=record.display_name,
+            cordoned=record.cordoned,
+            state=status.state if status is not None else Host.STATE_ENROLLING,
+            inventory=self.inventory(host),
+            usage=Usage(),
+        )
 
 
 class Grants:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
-from remuda_agent.hypervisor.fake import moves
+from remuda_agent.hypervisor.facts import CpuVerdict, GuestFacts
+from remuda_agent.hypervisor.fake import moves, preflight, steering
 from remuda_agent.hypervisor.fake.fabric import FakeFabric
 from remuda_agent.hypervisor.fake.world import MACHINE_TYPES, FakeDomain, World
 from remuda_agent.hypervisor.model import (
@@ -131,7 +132,8 @@ class FakeHypervisor:
         with self._changing("resume") as world:
             domain = self._running(world, instance_id)
             job = world.job_of(self._host, instance_id)
-            if domain.incoming or (job is not None and job.switched):
+            split = domain.reason in ("postcopy", "postcopy_failed")
+            if split or domain.incoming or (job is not None and job.switched):
                 raise hypervisor_error("Requested operation is not valid: the domain is being migrated")
             if not domain.paused:
                 return
@@ -203,12 +205,58 @@ class FakeHypervisor:
         with self._changing("abort_job") as world:
             moves.abort(world, self._host, instance_id)
 
+    async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
+        await self._before("set_bandwidth")
+        with self._changing("set_bandwidth") as world:
+            now = self._fabric.clock.now()
+            steering.set_bandwidth(
+                world, self._host, instance_id, mib_per_second, post_copy=post_copy, now=now
+            )
+
+    async def set_max_downtime(self, instance_id: InstanceId, *, milliseconds: int) -> int:
+        await self._before("set_max_downtime")
+        with self._changing("set_max_downtime") as world:
+            now = self._fabric.clock.now()
+            return steering.set_max_downtime(world, self._host, instance_id, milliseconds, now=now)
+
+    async def start_post_copy(self, instance_id: InstanceId) -> None:
+        await self._before("start_post_copy")
+        with self._changing("start_post_copy") as world:
+            steering.start_post_copy(world, self._host, instance_id, now=self._fabric.clock.now())
+
     async def guest_agent_ping(self, instance_id: InstanceId, *, timeout: float) -> bool:
         await self._before("guest_agent_ping")
         with self._changing("guest_agent_ping") as world:
             domain = world.domain(self._host, instance_id)
             booted = domain.started_at + self._fabric.timings.boot <= self._fabric.clock.now() + timeout
             return domain.live is not None and not domain.paused and domain.guest_agent and booted
+
+    async def describe_guest(self, instance_id: InstanceId) -> GuestFacts:
+        await self._before("describe_guest")
+        with self._changing("describe_guest") as world:
+            return preflight.describe(world, self._host, instance_id, capabilities=self._capabilities)
+
+    async def compare_cpu(self, guest: GuestFacts) -> CpuVerdict:
+        await self._before("compare_cpu")
+        with self._changing("compare_cpu") as world:
+            return preflight.compare_cpu(world, self._host, guest, self._capabilities)
+
+    async def open_peer(self, hostname: str, *, transport: str, patience: float) -> str:
+        await self._before("open_peer")
+        with self._changing("open_peer") as world:
+            found = preflight.open_peer(world, self._host, hostname, transport=transport)
+        if not found:
+            await self._fabric.clock.sleep(patience)
+            raise hypervisor_error(f"{hostname} did not answer within {patience:g} s")
+        return found
+
+    async def measure_dirty_rate(self, instance_id: InstanceId, *, seconds: int) -> int:
+        await self._before("measure_dirty_rate")
+        with self._fabric.transaction() as world:
+            preflight.begin_measuring(world, self._host, instance_id)
+        await self._fabric.clock.sleep(seconds)
+        with self._changing("measure_dirty_rate") as world:
+            return preflight.end_measuring(world, self._host, instance_id)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[HypervisorEvent]]:

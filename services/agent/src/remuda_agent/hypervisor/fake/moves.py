@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from remuda_core.ids import InstanceId
 
+from remuda_agent.hypervisor.fake import steering
 from remuda_agent.hypervisor.fake.world import (
     MIB,
     FakeDomain,
@@ -24,6 +25,7 @@ from remuda_agent.hypervisor.model import (
     hypervisor_error,
 )
 
+QEMU_DOWNTIME_MS = 300
 DISK_BYTES = 64 * MIB
 """What a migration of local disks copies, whatever the guest."""
 
@@ -60,13 +62,9 @@ def begin(
     disk_bytes = 0 if request.shared_disks else DISK_BYTES
     if request.bandwidth_mib_s:
         rate = request.bandwidth_mib_s * MIB
-        timings = replace(
-            timings,
-            migrate_disks=max(timings.migrate_disks, disk_bytes / rate),
-            migrate_memory=max(timings.migrate_memory, domain.live.memory_mib * MIB / rate),
-        )
+        timings = replace(timings, migrate_disks=max(timings.migrate_disks, disk_bytes / rate))
     number, world.next_job = world.next_job, world.next_job + 1
-    world.jobs[number] = FakeJob(
+    job = world.jobs[number] = FakeJob(
         number=number,
         source=source,
         request=request,
@@ -80,6 +78,10 @@ def begin(
         fail_at=now + fail_after,
         fail_message=fail_message,
     )
+    job.memory_since = job.disks_end
+    job.memory_rate = steering.rate(job, request.bandwidth_mib_s)
+    job.post_copy_rate = steering.rate(job, request.bandwidth_mib_s)
+    steering.allow_downtime(job, request.max_downtime_ms or QEMU_DOWNTIME_MS, now=now)
     return number
 
 
@@ -92,32 +94,32 @@ def abort(world: World, host: str, instance_id: InstanceId) -> None:
 
 
 def stats(world: World, host: str, instance_id: InstanceId, *, now: float) -> MigrationJobStats | None:
-    """Work done grows evenly with time; a guest that does not converge stops at nine tenths."""
+    """Work done grows evenly with time; of a guest that does not converge some is left again and again."""
     domain = world.domain(host, instance_id)
     job = world.job_of(host, instance_id)
     if job is None or domain.live is None:
         return None
     disks = _share(now - job.started, job.disks_end - job.started)
     endless = math.isinf(job.timings.migrate_memory)
-    memory = _share(now - job.disks_end, job.timings.migrate_memory)
-    if endless and job.paused_at is None:
-        memory = min(0.9, max(0.0, (now - job.disks_end) / 10))
     elapsed = max(now - job.started, 1e-3)
-    disk_done, memory_done = round(job.disk_bytes * disks), round(job.memory_bytes * memory)
-    rate = round((disk_done + memory_done) / elapsed)
+    disk_done = round(job.disk_bytes * disks)
+    sent = job.memory_bytes if math.isinf(job.memory_rate) and disks >= 1 else round(job.sent(now))
+    memory_rate = round(sent / elapsed if math.isinf(job.memory_rate) else job.memory_rate)
     return MigrationJobStats(
         elapsed_ms=round(1000 * (now - job.started)),
-        iteration=0 if disks < 1 else 1 + int(memory >= 1),
+        iteration=job.iteration(now),
         memory_total_bytes=job.memory_bytes,
-        memory_processed_bytes=memory_done,
-        memory_remaining_bytes=job.memory_bytes - memory_done,
-        memory_bytes_per_second=rate if disks >= 1 else 0,
-        dirty_bytes_per_second=2 * rate if endless else 0,
+        memory_processed_bytes=sent,
+        memory_remaining_bytes=round(job.remaining(now)) if sent < job.memory_bytes or endless else 0,
+        memory_bytes_per_second=memory_rate if disks >= 1 else 0,
+        dirty_bytes_per_second=2 * memory_rate if endless and disks >= 1 else 0,
         disk_total_bytes=job.disk_bytes,
         disk_processed_bytes=disk_done,
         disk_remaining_bytes=job.disk_bytes - disk_done,
-        disk_bytes_per_second=rate if disks < 1 else 0,
+        disk_bytes_per_second=round(disk_done / elapsed) if disks < 1 else 0,
         expected_downtime_ms=round(1000 * job.timings.switch_over),
+        switching_over=job.switched and job.post_copy_at is None,
+        post_copy=job.post_copy_at is not None,
     )
 
 

@@ -41,7 +41,11 @@ class FakeTimings:
     migrate_disks: float = 0.0
     """Only when disks are copied."""
     migrate_memory: float = 0.0
-    """``inf``: does not converge, until the guest is paused."""
+    """``inf``: does not converge, until the guest is paused or the downtime is large enough."""
+    enough_downtime_ms: int = 0
+    """What does not converge does so once this pause is allowed; 0: no pause is enough."""
+    heeds_bandwidth: bool = True
+    """False: a changed cap is accepted, and nothing follows."""
     switch_over: float = 0.0
     peer_timeout: float = 6.0
     """How long a migration takes to notice that the other host is cut off."""
@@ -61,15 +65,24 @@ class FakeDomain:
     incoming: bool = False
     completed: CompletedMigration | None = None
     guest_agent: bool = True
+    host_devices: list[str] = field(default_factory=list)
+    """Passed through to it, as GuestFacts has them."""
+    dirty_bytes_per_second: int = 0
+    dirty_rate_measured: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class FakeHost:
-    """``up`` False: no power. ``cut``: no network, local calls work."""
+    """``up`` False: no power. ``cut``: no network, local calls work. ``libvirt_listens`` False: its libvirt
+    refuses connections from other hosts.
+    """
 
     name: str
     up: bool = True
     cut: bool = False
+    libvirt_listens: bool = True
+    cpu_missing_features: list[str] = field(default_factory=list)
+    """Its CPU lacks them, and every guest uses them."""
     domains: dict[InstanceId, FakeDomain] = field(default_factory=dict)
 
 
@@ -87,6 +100,15 @@ class FakeJob:
     resume: bool
     """The guest ran when it started: it shall run when it ends."""
     paused_at: float | None = None
+    converged_at: float | None = None
+    """Since then the allowed downtime is enough."""
+    downtime_ms: int = 0
+    memory_rate: float = math.inf
+    """Bytes per second, since `memory_since`; before that `memory_sent` were sent."""
+    memory_sent: float = 0.0
+    memory_since: float = 0.0
+    post_copy_rate: float = math.inf
+    post_copy_at: float | None = None
     fail_at: float = math.inf
     fail_message: str = ""
     switched: bool = False
@@ -97,13 +119,45 @@ class FakeJob:
 
     @property
     def switch_at(self) -> float:
-        end = self.disks_end + self.timings.migrate_memory
-        # A guest that stands still dirties nothing: one last pass, and over.
-        return end if self.paused_at is None else min(end, max(self.paused_at, self.disks_end))
+        end = math.inf
+        if not math.isinf(self.timings.migrate_memory):
+            end = self.memory_since + max(0.0, self.memory_bytes - self.memory_sent) / self.memory_rate
+        # A guest that stands still dirties nothing: one last pass, and over. So it is with a pause that is
+        # long enough.
+        for instant in (self.paused_at, self.converged_at):
+            end = end if instant is None else min(end, max(instant, self.disks_end))
+        return end if self.post_copy_at is None else self.post_copy_at
 
     @property
     def done_at(self) -> float:
+        if self.post_copy_at is not None:
+            return self.post_copy_at + self.remaining(self.post_copy_at) / self.post_copy_rate
         return self.switch_at + self.timings.switch_over
+
+    def sent(self, at: float) -> float:
+        """Bytes of memory by ``at``; a guest that does not converge is sent more than once."""
+        passed = max(0.0, at - max(self.memory_since, self.disks_end))
+        sent = self.memory_sent + (passed * self.memory_rate if passed else 0.0)
+        return sent if math.isinf(self.timings.migrate_memory) else min(float(self.memory_bytes), sent)
+
+    def iteration(self, at: float) -> int:
+        """From 1; 0 before memory. After the first pass only what is hot is sent, again and again."""
+        again = self.sent(at) - self.memory_bytes
+        if at < self.disks_end:
+            return 0
+        return 1 if again < 0 else 2 + int(again // self.hot_bytes)
+
+    def remaining(self, at: float) -> float:
+        """Of this pass."""
+        again = self.sent(at) - self.memory_bytes
+        if again < 0 or not math.isinf(self.timings.migrate_memory):
+            return max(0.0, -again)
+        return self.hot_bytes - again % self.hot_bytes
+
+    @property
+    def hot_bytes(self) -> int:
+        """A small part of the guest's memory is rewritten all the time."""
+        return max(1, self.memory_bytes // 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +299,9 @@ class World:
         if job.fail_at <= now and not job.switched and job.fail_at < job.switch_at:
             self.end_job(job, JobResult(outcome="failed", message=job.fail_message))
             return True
+        if job.post_copy_at is not None and job.fail_at <= now and job.fail_at < job.done_at:
+            self._split(job)
+            return True
         changed = False
         instance_id = job.request.instance_id
         if not job.switched and job.switch_at <= now:
@@ -257,6 +314,14 @@ class World:
             changed = True
         return changed
 
+    def _split(self, job: FakeJob) -> None:
+        """Post-copy breaks: each host keeps its part of the guest."""
+        instance_id = job.request.instance_id
+        for host in (job.source, job.request.target_hostname):
+            half = self.hosts[host].domains[instance_id]
+            half.paused, half.incoming, half.reason = True, False, "postcopy_failed"
+        self.end_job(job, JobResult(outcome="failed", message=job.fail_message))
+
     def _finish(self, job: FakeJob) -> None:
         instance_id, target = job.request.instance_id, job.request.target_hostname
         measured = CompletedMigration(
@@ -264,7 +329,7 @@ class World:
             job_duration_ms=round(1000 * (job.done_at - job.started)),
             memory_bytes=job.memory_bytes,
             disk_bytes=job.disk_bytes,
-            iterations=2,
+            iterations=max(2, job.iteration(job.switch_at)),
         )
         source = self.hosts[job.source].domains[instance_id]
         arrived = self.hosts[target].domains[instance_id]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import libvirt
 from remuda_core.errors import RemudaError
 
-from remuda_agent.hypervisor.libvirt.daemon_thread import in_daemon_thread
+from remuda_agent.daemon_thread import in_daemon_thread
 from remuda_agent.hypervisor.model import hypervisor_error
 
 T = TypeVar("T")

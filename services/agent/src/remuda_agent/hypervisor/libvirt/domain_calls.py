@@ -21,6 +21,7 @@ from remuda_agent.hypervisor.model import (
     DomainView,
     MigrationJobStats,
     MigrationRequest,
+    PowerState,
     hypervisor_error,
 )
 
@@ -33,6 +34,8 @@ _COMPLETED = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STA
 # What jobStats answers for a guest that is off, and on the receiving side of a migration.
 _NO_STATS = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
 _LOOKS = 5
+_NO_CAP_MIB_S = ((1 << 63) - 1) >> 20
+"""QEMU_DOMAIN_MIG_BANDWIDTH_MAX of libvirt: what it gives QEMU when nobody asks for a cap."""
 _PING = '{"execute": "guest-ping"}'
 
 
@@ -232,7 +235,8 @@ def running_stats(connection: Any, instance_id: InstanceId) -> MigrationJobStats
         stats = _stats(domain, 0)
         if migration.running_job(stats) is not DomainJob.MIGRATION_OUT:
             return None
-        return migration.job_stats(stats)
+        power_state, reason = translate_state(*domain.state())
+        return migration.job_stats(stats, reason if power_state is PowerState.PAUSED else "")
 
 
 def completed_stats(connection: Any, instance_id: InstanceId) -> CompletedMigration | None:
@@ -249,6 +253,26 @@ def abort_job(connection: Any, instance_id: InstanceId) -> None:
             # No job is active, or the domain is off: nothing to abort.
             if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
                 raise
+
+
+def set_bandwidth(connection: Any, instance_id: InstanceId, mib_per_second: int, post_copy: bool) -> None:
+    with _missing(instance_id):
+        domain = find(connection, instance_id)
+        domain.migrateSetMaxSpeed(mib_per_second or _NO_CAP_MIB_S, 0)
+        if post_copy:
+            domain.migrateSetMaxSpeed(mib_per_second, libvirt.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
+
+
+def set_max_downtime(connection: Any, instance_id: InstanceId, milliseconds: int) -> int:
+    with _missing(instance_id):
+        domain = find(connection, instance_id)
+        domain.migrateSetMaxDowntime(milliseconds, 0)
+        return int(domain.migrateGetMaxDowntime(0))
+
+
+def start_post_copy(connection: Any, instance_id: InstanceId) -> None:
+    with _missing(instance_id):
+        find(connection, instance_id).migrateStartPostCopy(0)
 
 
 def ping_agent(connection: Any, instance_id: InstanceId, seconds: int) -> bool:

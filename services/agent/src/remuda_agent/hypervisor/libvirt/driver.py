@@ -13,11 +13,13 @@ import libvirt
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
+from remuda_agent.hypervisor.facts import CpuVerdict, GuestFacts
 from remuda_agent.hypervisor.fanout import Fanout
-from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml
+from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml, preflight
 from remuda_agent.hypervisor.libvirt.connection import Connection, failed
 from remuda_agent.hypervisor.libvirt.domain_xml import Platform, Stamp
 from remuda_agent.hypervisor.libvirt.host_facts import HostFacts, parse_capabilities
+from remuda_agent.hypervisor.libvirt.peer import Peers
 from remuda_agent.hypervisor.libvirt.states import translate_event
 from remuda_agent.hypervisor.model import (
     CompletedMigration,
@@ -28,8 +30,12 @@ from remuda_agent.hypervisor.model import (
     HypervisorEvent,
     MigrationJobStats,
     MigrationRequest,
+    hypervisor_error,
 )
 from remuda_agent.probe.domain_type import DomainType
+
+MEASURING_POLL_SECONDS = 0.2
+MEASURING_SLACK_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -49,6 +55,7 @@ class LibvirtHypervisor:
     def __init__(self, uri: str, domain_type: DomainType) -> None:
         self._domain_type = domain_type
         self._facts: HostFacts | None = None
+        self._peers = Peers()
         self._event_loop = asyncio.get_running_loop()
         self.fanout = Fanout()
         self.connection = Connection(uri, setup=self._register, restored=self.fanout.relist)
@@ -124,9 +131,44 @@ class LibvirtHypervisor:
     async def abort_job(self, instance_id: InstanceId) -> None:
         await self.connection.call(lambda c: domain_calls.abort_job(c, instance_id))
 
+    async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
+        await self.connection.call(
+            lambda c: domain_calls.set_bandwidth(c, instance_id, mib_per_second, post_copy), repeat=True
+        )
+
+    async def set_max_downtime(self, instance_id: InstanceId, *, milliseconds: int) -> int:
+        return await self.connection.call(
+            lambda c: domain_calls.set_max_downtime(c, instance_id, milliseconds), repeat=True
+        )
+
+    async def start_post_copy(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: domain_calls.start_post_copy(c, instance_id))
+
     async def guest_agent_ping(self, instance_id: InstanceId, *, timeout: float) -> bool:
         seconds = max(1, math.ceil(timeout))
         return await self.connection.call(lambda c: domain_calls.ping_agent(c, instance_id, seconds))
+
+    async def describe_guest(self, instance_id: InstanceId) -> GuestFacts:
+        return await self.connection.call(lambda c: preflight.describe(c, instance_id), repeat=True)
+
+    async def compare_cpu(self, guest: GuestFacts) -> CpuVerdict:
+        host, domain_type = await self._known(), self._domain_type.name
+        return await self.connection.call(
+            lambda c: preflight.compare_cpu(c, guest, host, domain_type=domain_type), repeat=True
+        )
+
+    async def open_peer(self, hostname: str, *, transport: str, patience: float) -> str:
+        return await self._peers.hostname(hostname, transport=transport, patience=patience)
+
+    async def measure_dirty_rate(self, instance_id: InstanceId, *, seconds: int) -> int:
+        await self.connection.call(lambda c: preflight.start_measuring(c, instance_id, seconds))
+        end = self._event_loop.time() + seconds + MEASURING_SLACK_SECONDS
+        while self._event_loop.time() < end:
+            await asyncio.sleep(MEASURING_POLL_SECONDS)
+            rate = await self.connection.call(lambda c: preflight.measured(c, instance_id), repeat=True)
+            if rate is not None:
+                return rate
+        raise hypervisor_error(f"QEMU of {instance_id} has not measured its dirty rate in {seconds} s")
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[HypervisorEvent]]:
         return self.fanout.subscribe()

@@ -7,6 +7,7 @@ from typing import Any
 
 import libvirt
 
+from remuda_agent.hypervisor.libvirt.peer import peer_uri
 from remuda_agent.hypervisor.model import CompletedMigration, DomainJob, MigrationJobStats, MigrationRequest
 
 _JOBS = {
@@ -17,7 +18,7 @@ _JOBS = {
 
 def destination(request: MigrationRequest) -> str:
     """What the source's libvirtd connects to."""
-    return f"qemu+{request.transport}://{request.target_hostname}/system"
+    return peer_uri(request.target_hostname, request.transport)
 
 
 def flags(request: MigrationRequest) -> int:
@@ -34,6 +35,8 @@ def flags(request: MigrationRequest) -> int:
         chosen |= libvirt.VIR_MIGRATE_TLS
     if request.auto_converge:
         chosen |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
+    if request.allow_post_copy:
+        chosen |= libvirt.VIR_MIGRATE_POSTCOPY
     return int(chosen)
 
 
@@ -48,6 +51,9 @@ def parameters(
         chosen[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(disks)
     if request.bandwidth_mib_s:
         chosen[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = request.bandwidth_mib_s
+        if request.allow_post_copy:
+            # Else it would take all of a link that is shared with others.
+            chosen[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = request.bandwidth_mib_s
     if request.target_address:
         chosen[libvirt.VIR_MIGRATE_PARAM_URI] = f"tcp://{_bracketed(request.target_address)}"
         if request.transport == "tls":
@@ -63,8 +69,8 @@ def running_job(stats: Mapping[str, Any]) -> DomainJob:
     return _JOBS.get(stats.get("operation", 0), DomainJob.OTHER)
 
 
-def job_stats(stats: Mapping[str, Any]) -> MigrationJobStats:
-    """Of a running migration. QEMU counts dirty pages, not bytes."""
+def job_stats(stats: Mapping[str, Any], reason: str = "") -> MigrationJobStats:
+    """Of a running migration. QEMU counts dirty pages, not bytes. ``reason``: of the paused guest's state."""
 
     def number(key: str) -> int:
         return int(stats.get(key, 0))
@@ -82,6 +88,8 @@ def job_stats(stats: Mapping[str, Any]) -> MigrationJobStats:
         disk_remaining_bytes=number("disk_remaining"),
         disk_bytes_per_second=number("disk_bps"),
         expected_downtime_ms=number("downtime"),
+        switching_over=reason == "migration",
+        post_copy=reason in ("postcopy", "postcopy_failed"),
     )
 
 

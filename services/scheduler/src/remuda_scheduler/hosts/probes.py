@@ -1,0 +1,89 @@
+"""Probes of preflight: calls to the agents' ProbeService, over the channels that orders go through."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+from remuda.agent.v1 import probe_pb2 as pb
+from remuda.agent.v1.probe_pb2_grpc import ProbeServiceStub
+from remuda_core.ids import HostId
+
+from remuda_scheduler.hosts.agents import meaning
+
+if TYPE_CHECKING:
+    from remuda.agent.v1.probe_pb2_grpc import ProbeServiceAsyncStub
+
+A = TypeVar("A")
+
+
+class HostProbes:
+    """Implements preflight.ports.ProbeAgents. `seconds` is the deadline of the rpc itself."""
+
+    def __init__(self, channel: Callable[[HostId], grpc.aio.Channel]) -> None:
+        """`channel` raises HOST_UNREACHABLE for a host that never attached."""
+        self._channel = channel
+
+    async def describe_guest(
+        self, host: HostId, request: pb.DescribeGuestRequest, seconds: float
+    ) -> pb.DescribeGuestResponse:
+        return await _answer(host, self._stub(host).DescribeGuest(request, timeout=seconds))
+
+    async def assess_guest(
+        self, host: HostId, request: pb.AssessGuestRequest, seconds: float
+    ) -> pb.AssessGuestResponse:
+        return await _answer(host, self._stub(host).AssessGuest(request, timeout=seconds))
+
+    async def resolve_host(
+        self, host: HostId, request: pb.ResolveHostRequest, seconds: float
+    ) -> pb.ResolveHostResponse:
+        return await _answer(host, self._stub(host).ResolveHost(request, timeout=seconds))
+
+    async def listen(
+        self, host: HostId, request: pb.ListenRequest, seconds: float
+    ) -> AsyncGenerator[pb.ListenResponse, None]:
+        call = self._stub(host).Listen(request, timeout=seconds)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as failure:
+            raise meaning(host, failure) from failure
+        finally:
+            call.cancel()
+
+    async def connect(self, host: HostId, request: pb.ConnectRequest, seconds: float) -> pb.ConnectResponse:
+        return await _answer(host, self._stub(host).Connect(request, timeout=seconds))
+
+    async def open_libvirt(
+        self, host: HostId, request: pb.OpenLibvirtRequest, seconds: float
+    ) -> pb.OpenLibvirtResponse:
+        return await _answer(host, self._stub(host).OpenLibvirt(request, timeout=seconds))
+
+    async def write_nonce(
+        self, host: HostId, request: pb.WriteNonceRequest, seconds: float
+    ) -> pb.WriteNonceResponse:
+        return await _answer(host, self._stub(host).WriteNonce(request, timeout=seconds))
+
+    async def read_nonce(
+        self, host: HostId, request: pb.ReadNonceRequest, seconds: float
+    ) -> pb.ReadNonceResponse:
+        return await _answer(host, self._stub(host).ReadNonce(request, timeout=seconds))
+
+    async def remove_nonce(
+        self, host: HostId, request: pb.RemoveNonceRequest, seconds: float
+    ) -> pb.RemoveNonceResponse:
+        return await _answer(host, self._stub(host).RemoveNonce(request, timeout=seconds))
+
+    async def measure_dirty_rate(
+        self, host: HostId, request: pb.MeasureDirtyRateRequest, seconds: float
+    ) -> pb.MeasureDirtyRateResponse:
+        return await _answer(host, self._stub(host).MeasureDirtyRate(request, timeout=seconds))
+
+    def _stub(self, host: HostId) -> "ProbeServiceAsyncStub":
+        return ProbeServiceStub(self._channel(host))
+
+
+async def _answer(host: HostId, call: Awaitable[A]) -> A:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as failure:
+        raise meaning(host, failure) from failure

@@ -1,0 +1,1 @@
+"""How many guests may be on their way at once, and who goes first."""
