@@ -249,7 +249,7 @@ async def test_calls_made_while_etcd_restarts_are_answered(own_server: EtcdServe
     own_server.kill()
     reading = asyncio.create_task(own_etcd.get("/k"))
     # By then the client knows that the connection is gone: a write into the dying one has an unknown outcome.
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(1.0)
     writing = asyncio.create_task(own_etcd.put("/j", b"2"))
     await asyncio.sleep(0.05)
     own_server.launch()
@@ -270,13 +270,14 @@ async def test_a_write_that_was_sent_and_not_answered_has_an_unknown_outcome(
         await behind_proxy.txn(success=[put(etcd_prefix + "k", b"1")], timeout=0.3)
     # A broken connection is as silent as a deadline.
     writing = asyncio.create_task(behind_proxy.put(etcd_prefix + "j", b"1"))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
     await proxy.cut()
     with pytest.raises(OutcomeUnknown):
         await writing
     # And it was not sent a second time when the network came back.
     await proxy.restore()
-    await behind_proxy.put(etcd_prefix + "after", b"")
+    # A read, which is sent again when it meets the broken connection; a write would be in doubt once more.
+    assert await behind_proxy.get(etcd_prefix + "warm") is not None
     assert await etcd.get(etcd_prefix + "j") is None
 
 
@@ -371,7 +372,7 @@ async def test_a_witness_that_somebody_else_changed_leaves_the_outcome_unknown(
     writing = asyncio.create_task(
         behind_proxy.txn(compare=[mod_is(key, revision)], success=[put(key, b"step 2")], witness=key)
     )
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
     await etcd.put(key, b"another's")
     await proxy.cut()
     await proxy.restore()

@@ -12,7 +12,13 @@ from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
 from remuda_scheduler.hosts.keeper import LIVENESS_SECONDS
 
-from tests.integration.hosts.conftest import DUPLICATE_SECONDS, UNREACHABLE_SECONDS, WAIT_SECONDS, Hosts
+from tests.integration.hosts.conftest import (
+    DUPLICATE_SECONDS,
+    UNREACHABLE_SECONDS,
+    WAIT_SECONDS,
+    Hosts,
+    Scheduler,
+)
 
 
 async def refusal(call: Awaitable[object]) -> RemudaError:
@@ -170,10 +176,16 @@ async def test_a_silent_host_is_unreachable_and_up_again_when_it_comes_back(host
     await hosts.until_state(agent.host, "UNREACHABLE")
     (facts,) = (await scheduler.term()).placer.hosts()
     assert not facts.up
-    assert scheduler.scrape().value("remuda_host_state", {"host": "alpha", "state": "unreachable"}) == 1
+    await until_shown(scheduler, "alpha", "unreachable")
     agent.start()
     await hosts.until_state(agent.host, "UP")
-    assert scheduler.scrape().value("remuda_host_state", {"host": "alpha", "state": "up"}) == 1
+    await until_shown(scheduler, "alpha", "up")
+
+
+async def until_shown(scheduler: Scheduler, host: str, state: str) -> None:
+    """Gauges show what the watches have brought, a moment after etcd has it."""
+    labels = {"host": host, "state": state}
+    await wait_for(lambda: scheduler.scrape().value("remuda_host_state", labels) == 1, timeout=WAIT_SECONDS)
 
 
 async def test_a_new_leader_takes_a_silent_host_as_unknown_and_only_later_as_unreachable(

@@ -1,6 +1,7 @@
 """What the services show of themselves: metrics that change with the work, and health."""
 
 import asyncio
+from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 from remuda_core.testing.waiting import wait_for
@@ -9,9 +10,10 @@ from tests.integration.mesh.conftest import Cluster
 from tests.integration.mesh.processes import GUEST_MIB, HOST_MIB
 
 MIB = 1 << 20
+Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
-async def scrape(cluster: Cluster, service: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+async def scrape(cluster: Cluster, service: str) -> dict[Sample, float]:
     """Samples by name and labels."""
 
     text = await asyncio.to_thread(cluster.mesh.http, service, "/metrics")
@@ -22,8 +24,24 @@ async def scrape(cluster: Cluster, service: str) -> dict[tuple[str, frozenset[tu
     }
 
 
-def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+def key(name: str, **labels: str) -> Sample:
     return name, frozenset(labels.items())
+
+
+async def scrape_with(
+    cluster: Cluster, name: str, expected: Mapping[Sample, float | None]
+) -> dict[Sample, float]:
+    """Once gauges are these (None: gone): they show what the watches have brought, a moment after etcd."""
+    seen: dict[Sample, float] = {}
+
+    async def shown() -> bool:
+        samples = await scrape(cluster, name)
+        seen.clear()
+        seen.update(samples)
+        return all(seen.get(sample) == value for sample, value in expected.items())
+
+    await wait_for(shown, timeout=10, last_status=lambda: {sample: seen.get(sample) for sample in expected})
+    return seen
 
 
 async def test_the_leader_shows_hosts_instances_and_what_it_did_and_the_standby_shows_none(
@@ -33,12 +51,14 @@ async def test_the_leader_shows_hosts_instances_and_what_it_did_and_the_standby_
     (standby,) = set(cluster.mesh.schedulers) - {leader}
     before = await scrape(cluster, leader)
     await cluster.launch("web", host="alpha")
-    after = await scrape(cluster, leader)
-    assert after[key("remuda_leader")] == 1
-    assert after[key("remuda_host_state", host="alpha", state="up")] == 1
-    assert after[key("remuda_host_memory_bytes", host="alpha", kind="total")] == HOST_MIB * MIB
-    assert after[key("remuda_host_memory_bytes", host="alpha", kind="allocated")] == GUEST_MIB * MIB
-    assert after[key("remuda_instances", host="alpha", state="running")] == 1
+    gauges: dict[Sample, float | None] = {
+        key("remuda_leader"): 1,
+        key("remuda_host_state", host="alpha", state="up"): 1,
+        key("remuda_host_memory_bytes", host="alpha", kind="total"): HOST_MIB * MIB,
+        key("remuda_host_memory_bytes", host="alpha", kind="allocated"): GUEST_MIB * MIB,
+        key("remuda_instances", host="alpha", state="running"): 1,
+    }
+    after = await scrape_with(cluster, leader, gauges)
     ended = key("remuda_operations_ended_total", action="CreateInstance", result="done", reason="")
     assert after[ended] == before.get(ended, 0) + 1
     placed = key("remuda_schedule_seconds_count")
@@ -60,7 +80,8 @@ async def test_a_running_migration_has_gauges_that_go_when_it_ends(cluster: Clus
     assert during[key("remuda_operation_oldest_seconds")] > 0
     assert (await scrape(cluster, "alpha"))[key("remuda_agent_jobs", step="guest_moved")] == 1
     await watched.end()
-    after = await scrape(cluster, leader)
+    running = key("remuda_operations", action="LiveMigrateInstance", state="running")
+    after = await scrape_with(cluster, leader, {running: None})
     assert not [labels for name, labels in after if name == "remuda_migration_total_bytes"]
     assert not [labels for name, labels in after if name == "remuda_operations"]
     done = key("remuda_migrations_total", kind="live_shared", result="done", reason="")

@@ -1,7 +1,7 @@
 """Manifests: bytes that follow from the content, and what a disk consists of."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from remuda.image.v1 import chunk_pb2
 from remuda_core.images.chunks import CHUNK_BYTES, DIGEST_BYTES, HOLE, Digest, digest_of
@@ -25,6 +25,7 @@ def test_a_manifest_survives_serialization_and_its_bytes_are_always_the_same(man
 
 
 @given(manifests(), st.integers(0))
+@example(Manifest(virtual_bytes=CHUNK_BYTES - 1, digests=(Digest(b"1" * DIGEST_BYTES),)), CHUNK_BYTES - 1)
 def test_extents_cover_the_rest_of_the_disk_without_gap_overlap_or_two_holes_in_a_row(
     manifest: Manifest, somewhere: int
 ) -> None:

@@ -55,6 +55,9 @@ class Manifest:
         if not 0 <= start <= self.virtual_bytes:
             raise ValueError(f"{start} is not inside a disk of {self.virtual_bytes} bytes")
         hole = start
+        if start == self.virtual_bytes:
+            # The last chunk may be a short one, and hold this byte's number without holding the byte.
+            return
         for index in range(start // CHUNK_BYTES, len(self.digests)):
             offset = max(start, index * CHUNK_BYTES)
             if self.digests[index] == HOLE:
