@@ -204,7 +204,14 @@ class Hosts:
         if start:
             made.start()
             await self.until_state(host, "UP")
+            # The state is stored before the session is open.
+            await wait_for(lambda: self.attached(host), timeout=WAIT_SECONDS)
         return made
+
+    def attached(self, host: HostId) -> bool:
+        """Whether whoever leads has an open stream of this host."""
+        terms = [scheduler.leader.current for scheduler in self.schedulers]
+        return any(term is not None and term.registry.attached(host) for term in terms)
 
     async def status(self, host: HostId) -> HostStatus:
         kv = await self.etcd.get(self.keys.host_status(host))

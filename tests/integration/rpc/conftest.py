@@ -20,7 +20,7 @@ from remuda_core.rpc import context
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer
 from remuda_core.rpc.tls import Tls
-from remuda_core.telemetry.metrics import Metrics
+from remuda_core.telemetry.metrics import Metrics, code_label
 from remuda_lab.pki import Authority, Identity, host_identity, service_identity, user_identity
 
 HOST = "6f2a1c5e-6e0e-4a51-9d0e-0d6f6b1c1a01"
@@ -152,8 +152,11 @@ class Served:
 
     def code_count(self, method: str, code: str, kind: str = "unary") -> float | None:
         service, _, name = method.partition("/")
-        labels = {"grpc_type": kind, "grpc_service": service, "grpc_method": name, "grpc_code": code}
-        return self.metrics.value("grpc_server_handled_total", labels)
+        labels = {"grpc_type": kind, "grpc_service": service, "grpc_method": name}
+        begun = self.metrics.value("grpc_server_started_total", labels)
+        ended = self.metrics.value("grpc_server_handled_total", {**labels, "grpc_code": code_label(code)})
+        assert (begun or 0) >= (ended or 0)
+        return ended
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Served]]

@@ -136,6 +136,7 @@ class Chain(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _call(self, method: str, kind: str, context: Context) -> AsyncIterator[Call]:
         call = Call(method=method, kind=kind, context=context)
+        self.outcome.begin(call)
         limited = kind == "unary"
         started = time.monotonic()
         error: BaseException | None = None

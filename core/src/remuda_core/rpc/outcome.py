@@ -41,9 +41,13 @@ def shutting_down() -> RemudaError:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Ends calls and remembers how they ended."""
+    """Counts calls, ends them and remembers how they ended."""
 
     metrics: Metrics
+
+    def begin(self, call: Call) -> None:
+        """Before anything can refuse it: whatever is begun is concluded."""
+        self.metrics.rpc_started(method=call.method, kind=call.kind)
 
     async def conclude(self, call: Call, error: BaseException | None, *, seconds: float) -> None:
         """Record the call, then raise what ends it: gRPC's AbortError with the rich status.

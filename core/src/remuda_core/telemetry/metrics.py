@@ -22,6 +22,7 @@ class Metrics:
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
         rpc = ("grpc_type", "grpc_service", "grpc_method")
+        self._started = Counter("grpc_server_started", "Calls begun.", rpc, registry=r)
         self._handled = Counter(
             "grpc_server_handled", "Calls ended, by status code.", (*rpc, "grpc_code"), registry=r
         )
@@ -120,10 +121,15 @@ class Metrics:
             registry=r,
         )
 
-    def rpc_handled(self, *, method: str, kind: str, code: str, seconds: float) -> None:
-        """`method` as gRPC names it, /package.Service/Method."""
+    def rpc_started(self, *, method: str, kind: str) -> None:
+        """`method` as gRPC names it, /package.Service/Method. Started less handled is in flight."""
         service, _, name = method.strip("/").partition("/")
-        self._handled.labels(kind, service, name, code).inc()
+        self._started.labels(kind, service, name).inc()
+
+    def rpc_handled(self, *, method: str, kind: str, code: str, seconds: float) -> None:
+        """`code`: NOT_FOUND; the label is NotFound, as existing dashboards and alerts have it."""
+        service, _, name = method.strip("/").partition("/")
+        self._handled.labels(kind, service, name, code_label(code)).inc()
         self._handling.labels(kind, service, name).observe(seconds)
 
     def render(self) -> bytes:
@@ -134,3 +140,9 @@ class Metrics:
         """One sample, None when it does not exist: for tests."""
         found: float | None = self.registry.get_sample_value(name, dict(labels or {}))
         return found
+
+
+def code_label(code: str) -> str:
+    """A status code as grpc-go spells it, which is what go-grpc-middleware exports."""
+    spelled = {"OK": "OK", "CANCELLED": "Canceled"}.get(code)
+    return spelled or "".join(word.capitalize() for word in code.split("_"))
