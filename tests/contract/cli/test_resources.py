@@ -197,6 +197,14 @@ def test_debug_prints_the_request_id_and_the_same_call_for_buf_curl_without_the_
     assert f"{gateway.endpoint}/remuda.compute.v1.FlavorService/GetFlavor" in done.err
 
 
+def test_hosts_are_listed_by_name(gateway: Any) -> None:
+    hosts = gateway.state.hosts
+    for name in list(hosts):
+        hosts[name].display_name = {"host1": "rack2-b", "host2": "rack1-a"}[hosts[name].display_name]
+    rows = [line.split() for line in gateway.run("host", "list").out.splitlines()]
+    assert [row[0] for row in rows[1:]] == ["rack1-a", "rack2-b"]
+
+
 def test_who_may_not_list_hosts_sees_the_beginning_of_their_uuids(gateway: Any) -> None:
     gateway.state.refusals["ListHosts"] = RemudaError(Reason.PERMISSION_DENIED, "administrators only")
     done = gateway.run("instance", "list")

@@ -70,10 +70,14 @@ def list_(session: Session, watch: WatchOption = False) -> None:
 
     from remuda_cli.watching import watch_list
 
+    def hosts() -> "list[host_pb2.Host]":
+        # The api lists by UUID, which tells people nothing.
+        return sorted(session.gateway.list_hosts(), key=lambda host: (host.display_name, host.name))
+
     if watch:
-        watch_list(session, host_pb2.Host, lambda: list(session.gateway.list_hosts()))
+        watch_list(session, host_pb2.Host, hosts)
     else:
-        session.show_all(host_pb2.Host, list(session.gateway.list_hosts()))
+        session.show_all(host_pb2.Host, hosts())
 
 
 @verb(app, "show")
