@@ -218,11 +218,13 @@ async def test_a_lost_answer_to_the_winning_transaction_does_not_lose_the_electi
 
 @pytest.mark.parametrize("kind", ["waiting", "computing"])
 async def test_a_blocked_event_loop_does_not_lose_the_lease(etcd: Etcd, etcd_prefix: str, kind: str) -> None:
-    async with Election(etcd, etcd_prefix + "leader", b"me", 1) as election:
+    # Blocked for twice the TTL, which is not shorter because a crowded machine stops threads too.
+    ttl, blocked = 3, 7.0
+    async with Election(etcd, etcd_prefix + "leader", b"me", ttl) as election:
         leadership = await election.campaign()
-        until = time.monotonic() + 3.0
+        until = time.monotonic() + blocked
         if kind == "waiting":
-            time.sleep(3.0)  # noqa: ASYNC251 - blocking the loop is the point
+            time.sleep(blocked)  # noqa: ASYNC251 - blocking the loop is the point
         else:
             while time.monotonic() < until:
                 sum(range(1000))
