@@ -182,6 +182,17 @@ async def test_a_silent_host_is_unreachable_and_up_again_when_it_comes_back(host
     await until_shown(scheduler, "alpha", "up")
 
 
+async def test_a_host_that_falls_silent_and_speaks_again_on_one_stream_is_up_again(hosts: Hosts) -> None:
+    scheduler = await hosts.scheduler()
+    host, token = await hosts.enrol("alpha")
+    async with hosts.peer(scheduler, host) as peer:
+        await peer.hello("alpha", token=token)
+        await hosts.until_state(host, "UNREACHABLE")
+        assert (await scheduler.term()).registry.attached(host)
+        await peer.beat(1)
+        await hosts.until_state(host, "UP")
+
+
 async def until_shown(scheduler: Scheduler, host: str, state: str) -> None:
     """Gauges show what the watches have brought, a moment after etcd has it."""
     labels = {"host": host, "state": state}

@@ -5,6 +5,7 @@ Every write is fenced by the leadership. A steady cluster writes nothing: heartb
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -59,8 +60,11 @@ class HostKeeper:
     def state(self, host: HostId) -> "Host.State.ValueType":
         """The state now; UNKNOWN while this leader has not heard of a host that was up."""
         entry = self._statuses.get(self._keys.host_status(host))
+        return self._state(host, entry.value.state if entry else Host.STATE_ENROLLING)
+
+    def _state(self, host: HostId, stored: "Host.State.ValueType") -> "Host.State.ValueType":
         return host_state(
-            entry.value.state if entry else Host.STATE_ENROLLING,
+            stored,
             attached=self._registry.attached(host),
             silent_seconds=self._registry.silent_seconds(host),
             limit_seconds=self._registry.unreachable_after,
@@ -117,20 +121,39 @@ class HostKeeper:
                 await self._observe(host, instance, _absent(instance))
 
     async def watch_liveness(self) -> None:
-        """Notes silence, until cancelled."""
+        """Notes silence and its end, until cancelled.
+
+        The end too: a host may fall silent and speak again on one stream, or be taken for silent between its
+        hello and its session. Only `admit` would store UP otherwise, which such a host does not pass again.
+        """
         while True:
             await asyncio.sleep(LIVENESS_SECONDS)
             for entry in list(self._statuses.items()):
                 host = HostId(entry.key.removeprefix(self._keys.host_statuses))
-                state = self.state(host)
-                if state == Host.STATE_UNREACHABLE != entry.value.state:
-                    _log.warning("host is unreachable", host=host, silent=self._registry.silent_seconds(host))
-                    try:
-                        await self._change_host(host, lambda status: _enter(status, Host.STATE_UNREACHABLE))
-                    except NotLeader:
-                        return
-                    except (EtcdError, RemudaError) as error:  # tried again at the next look
-                        _log.warning("cannot store a host's state", host=host, error=str(error))
+                state = self._noted(host, entry.value.state)
+                if state == entry.value.state:
+                    continue
+                silent = round(self._registry.silent_seconds(host), 3)
+                if state == Host.STATE_UNREACHABLE:
+                    _log.warning("host is unreachable", host=host, silent=silent)
+                else:
+                    _log.info("host is heard again", host=host, silent=silent)
+                try:
+                    await self._change_host(host, partial(self._note, host))
+                except NotLeader:
+                    return
+                except (EtcdError, RemudaError) as error:  # tried again at the next look
+                    _log.warning("cannot store a host's state", host=host, error=str(error))
+
+    def _note(self, host: HostId, status: HostStatus) -> None:
+        _enter(status, self._noted(host, status.state))
+
+    def _noted(self, host: HostId, stored: "Host.State.ValueType") -> "Host.State.ValueType":
+        """What belongs in the record now, where `stored` is."""
+        if stored not in (Host.STATE_UP, Host.STATE_UNREACHABLE):
+            return stored  # ENROLLING and FENCED are left by an attach alone
+        state = self._state(host, stored)
+        return stored if state == Host.STATE_UNKNOWN else state
 
     async def watch_claims(self) -> None:
         """What was seen of an instance while an operation held it counts once it is idle. Until cancelled.
