@@ -107,11 +107,14 @@ def telling(mesh: Mesh, **facts: dict[str, Value]) -> Iterator[None]:
 
 
 @contextmanager
-def reserved(mesh: Mesh, host: str, *, leaving_mib: int) -> Iterator[None]:
-    """An instance that is stopped holds all memory of the host but so much."""
+def given_away(mesh: Mesh, host: str, *, leaving_mib: int) -> Iterator[None]:
+    """An instance that is stopped holds all memory of the host but so much, and all of its processors: a
+    machine may get more memory while it runs.
+    """
     remuda = mesh.cli()
-    size = str(mesh.host(host).inventory.memory_mib - leaving_mib)
-    remuda.run("flavor", "create", "huge", "--vcpus", "1", "--memory", size)
+    has = mesh.host(host).inventory
+    size = ["--vcpus", str(has.vcpus), "--memory", str(has.memory_mib - leaving_mib)]
+    remuda.run("flavor", "create", "huge", *size)
     try:
         what = ["--flavor", "huge", "--image", "guest", "--network", "guests", "--host", host]
         remuda.run("instance", "create", "hog", *what)
