@@ -68,8 +68,8 @@ def summary(checked: CheckMigrationResponse, instance: str, label: Label) -> str
 
 def refusal_lines(details: Sequence[str]) -> list[str]:
     """PREFLIGHT_FAILED's violations as `preflight_lines` shows a check. They are
-    `hosts/{uuid}/{CONDITION}: {host}: {VERDICT}: {what was seen}. required: .... fix: ...`; others stay as they
-    are.
+    `hosts/{uuid}/{CONDITION}: {host}: {VERDICT}: {what was seen}. required: .... fix: ...`. Others stay as
+    they are.
     """
     lines: list[str] = []
     for detail in details:
