@@ -63,7 +63,7 @@ def candidates() -> list[moving_pb2.MigrationCandidate]:
             kind=migration_pb2.Migration.KIND_LIVE_SHARED,
             verdict=Check.VERDICT_WARN,
             probed=True,
-            checks=[skew, good(Check.CONDITION_STORAGE), config_drive],
+            checks=[skew, good(Check.CONDITION_STORAGE), config_drive, good(Check.CONDITION_NETWORK)],
             expected_duration=Duration(seconds=12),
         ),
         moving_pb2.MigrationCandidate(
@@ -84,12 +84,9 @@ def test_check_migration_is_a_table_with_the_worst_on_top_and_says_how_to_repair
     assert done.out.splitlines() == [
         "web-1 can move from host1 to host2 (about 12.0 s)",
         "",
-        "CONDITION        host2   host3",
-        "STORAGE          ok      FAIL",
-        "LIBVIRT_VERSION  WARN    ok",
-        "CONFIG_DRIVE     n/a     -",
-        "VERDICT          WARN    FAIL",
-        "HOW              shared  block",
+        "HOST   VERDICT  HOW     TAKES   WHY",
+        "host2  WARN     shared  12.0 s  WARN LIBVIRT_VERSION",
+        "host3  FAIL     block   -       FAIL STORAGE",
         "",
         "FAIL  host3  STORAGE  (41 ms)",
         "      source: pool shared, uid 1",
@@ -101,11 +98,34 @@ def test_check_migration_is_a_table_with_the_worst_on_top_and_says_how_to_repair
         "      source: 9.0.0",
         "      target: 9.1.0",
         "      needed: equal versions",
+        "",
+        "ok wherever it was checked: NETWORK",
     ]
     (asked,) = gateway.state.asked("CheckMigration")
     assert asked == moving_pb2.CheckMigrationRequest(
         name=f"{PROJECT}/instances/{WEB}", allow_version_skew=True, max_downtime_ms=1000
     )
+
+
+def test_check_migration_has_every_condition_of_every_host_when_that_is_wanted(gateway: Any) -> None:
+    gateway.state.check = moving_pb2.CheckMigrationResponse(source_host=HOST1, candidates=candidates())
+    lines = gateway.run("instance", "check-migration", "web-1", "-o", "wide").out.splitlines()
+    assert lines[6:12] == [
+        "CONDITION        host2  host3",
+        "STORAGE          ok     FAIL",
+        "LIBVIRT_VERSION  WARN   ok",
+        "CONFIG_DRIVE     n/a    -",
+        "NETWORK          ok     -",
+        "",
+    ]
+    assert "ok  host2  NETWORK" in lines
+
+
+def test_check_migration_of_one_host_says_at_once_what_speaks_against_it(gateway: Any) -> None:
+    gateway.state.check = moving_pb2.CheckMigrationResponse(source_host=HOST1, candidates=candidates()[1:])
+    done = gateway.run("instance", "check-migration", "web-1")
+    assert done.code == 4
+    assert done.out.startswith("web-1 cannot move from host1 to host3: FAIL STORAGE\n")
 
 
 def test_check_migration_ends_with_4_when_no_host_is_fit(gateway: Any) -> None:
@@ -124,7 +144,7 @@ def test_a_host_that_was_not_probed_is_not_called_fit(gateway: Any) -> None:
     gateway.state.check = moving_pb2.CheckMigrationResponse(candidates=[unprobed])
     done = gateway.run("instance", "check-migration", "web-1")
     assert done.code == 4
-    assert "VERDICT          not probed" in done.out
+    assert "host2  not probed  shared" in done.out
 
 
 def test_check_migration_is_json_with_the_same_exit_code_and_names_for_scripts(gateway: Any) -> None:
@@ -137,7 +157,7 @@ def test_check_migration_is_json_with_the_same_exit_code_and_names_for_scripts(g
     assert gateway.run("instance", "check-migration", "web-1", "-o", "json").code == 4
 
 
-def test_an_owner_who_may_not_see_hosts_gets_numbered_columns(gateway: Any) -> None:
+def test_an_owner_who_may_not_see_hosts_gets_numbered_lines(gateway: Any) -> None:
     nameless = [
         moving_pb2.MigrationCandidate(
             verdict=verdict, probed=True, checks=[Check(condition=Check.CONDITION_STORAGE, verdict=verdict)]
@@ -149,10 +169,9 @@ def test_an_owner_who_may_not_see_hosts_gets_numbered_columns(gateway: Any) -> N
     assert done.out.splitlines() == [
         "web-1 can move to #1",
         "",
-        "CONDITION  #1  #2",
-        "STORAGE    ok  FAIL",
-        "VERDICT    ok  FAIL",
-        "HOW        -   -",
+        "HOST  VERDICT  HOW  TAKES  WHY",
+        "#1    ok       -    -      -",
+        "#2    FAIL     -    -      FAIL STORAGE",
     ]
 
 
@@ -165,7 +184,8 @@ def test_a_move_that_the_preflight_refuses_shows_the_same_rows(gateway: Any) -> 
     assert done.code == 4
     assert "FAIL  host2  STORAGE" in done.err
     assert "seen:   source: pool shared, uid 1; target: pool shared, uid 2" in done.err
-    assert "needed: the same pool on both. mount the pool on host3" in done.err
+    assert "needed: the same pool on both\n" in done.err
+    assert "fix:    mount the pool on host3" in done.err
     assert "try: remuda instance check-migration web-1" in done.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from remuda_lab.mesh import Mesh
@@ -28,7 +29,15 @@ PER_INSTANCE = (
 
 @pytest.fixture(autouse=True)
 def nothing_left(mesh: Mesh) -> Iterator[None]:
-    """Every test begins with all hosts up and ends with no instance, on any host and in etcd."""
+    """Every test begins with all hosts up and ends with no instance, on any host and in etcd. A module whose
+    tests share a guest has a fixture of this name for itself.
+    """
+    with leaving_nothing(mesh):
+        yield
+
+
+@contextmanager
+def leaving_nothing(mesh: Mesh) -> Iterator[None]:
     mesh.wait_hosts_up()
     yield
     remuda = mesh.cli()

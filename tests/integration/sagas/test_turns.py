@@ -1,17 +1,18 @@
 """Moves wait for their turn: limits, order, cancel, a change of the leader."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest, MigrationCheck
 from remuda.compute.v1.operation_pb2 import OperationMetadata, QueueProgress
 from remuda_core.errors import Reason
 from remuda_core.ids import HostId, InstanceId, OperationId
 from remuda_core.rpc.status import from_status
 from remuda_core.testing.hosts import Migrating
 from remuda_core.testing.waiting import wait_for
-from remuda_scheduler.testing.cluster import Cluster
+from remuda_scheduler.testing.cluster import FAST, Cluster
 from remuda_scheduler.turns.queue import Limits
 
 DONE, CANCELLED = OperationMetadata.STATE_DONE, OperationMetadata.STATE_CANCELLED
@@ -168,3 +169,60 @@ async def test_moves_that_are_admitted_together_do_not_pass_a_limit_together(clu
     for operation in operations:
         await cluster.done(operation, DONE)
     assert most == 1
+
+
+async def test_a_move_that_waited_long_is_checked_again_before_it_begins(cluster: Cluster) -> None:
+    cluster.timing = replace(FAST, preflight_valid=0.0)
+    traffic = Traffic(cluster, Limits(outgoing_per_host=1))
+    one, two, three = await traffic.instances(3)
+    await cluster.lead()
+    running = await traffic.move(one)
+    await traffic.moving(running)
+    broken = await traffic.move(two)
+    await traffic.waits(broken, 1)
+    whole = await traffic.move(three, cluster.c)
+    await traffic.waits(whole, 2)
+    # Any wait was too long, so that the test need not wait for a clock.
+    cluster.probes.sights[cluster.b].available_bytes = 0
+    cluster.agents.hosts[cluster.a].obedience.may_finish.set()
+    error = from_status((await cluster.done(broken, OperationMetadata.STATE_FAILED)).error)
+    assert error.reason is Reason.PREFLIGHT_FAILED
+    assert [one.subject for one in error.violations] == [f"hosts/{cluster.b}/STORAGE"]
+    kept = (await cluster.operation(broken)).metadata.preflight
+    assert kept.verdict == MigrationCheck.VERDICT_FAIL
+    assert (await cluster.status(two)).host_id == cluster.a
+    assert cluster.directory(cluster.b, two) is None
+    await cluster.done(whole, DONE)
+    assert (await cluster.status(three)).host_id == cluster.c
+
+
+async def test_a_target_that_broke_during_the_wait_gives_way_to_the_next(cluster: Cluster) -> None:
+    cluster.timing = replace(FAST, preflight_valid=0.0)
+    traffic = Traffic(cluster, Limits(outgoing_per_host=1))
+    one, two = await traffic.instances(2)
+    await cluster.lead()
+    running = await traffic.move(one, cluster.c)
+    await traffic.moving(running)
+    free = await cluster.admit("LiveMigrateInstance", two, LiveMigrateInstanceRequest())
+    await traffic.waits(free, 1)
+    cluster.probes.sights[cluster.b].bridges.clear()
+    cluster.agents.hosts[cluster.a].obedience.may_finish.set()
+    record = await cluster.done(free, DONE)
+    assert (await cluster.status(two)).host_id == cluster.c
+    (why,) = [one for one in record.metadata.placement.hosts if one.host == f"hosts/{cluster.b}"]
+    assert "NETWORK" in why.reason
+    assert [start.shared_disks for start in cluster.agents.starts] == [False, False]
+
+
+async def test_a_move_whose_turn_comes_soon_is_not_checked_again(cluster: Cluster) -> None:
+    traffic = Traffic(cluster, Limits(outgoing_per_host=1))
+    one, two = await traffic.instances(2)
+    await cluster.lead()
+    running = await traffic.move(one)
+    await traffic.moving(running)
+    waiting = await traffic.move(two)
+    await traffic.waits(waiting, 1)
+    asked = list(cluster.probes.log)
+    cluster.agents.hosts[cluster.a].obedience.may_finish.set()
+    await cluster.done(waiting, DONE)
+    assert cluster.probes.log == asked

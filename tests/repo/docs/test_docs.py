@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from remuda.compute.v1.moving_pb2 import MigrationCheck
 
 # A path of the tree in backquotes, e.g. `services/api/src/remuda_api/main.py`; no globs, no placeholders.
 TREE_PATH = re.compile(r"`((?:core|services|cli|lab|protos|tests|docs|deploy|bench)/[\w./-]+)`")
@@ -76,3 +77,12 @@ def test_decision_records_are_numbered_without_gaps(tree: list[Path]) -> None:
     assert records, "no decision is recorded yet"
     assert [int(name[:4]) for name in records] == list(range(1, len(records) + 1))
     assert all(re.fullmatch(r"\d{4}-[a-z0-9-]+\.md", name) for name in records)
+
+
+def test_every_condition_of_preflight_is_explained(read: Callable[[str], str]) -> None:
+    """How it is checked, and what to do."""
+    told = re.findall(r"^\| `([A-Z_]+)` \| \S.*\|.*\|$", read("docs/preflight.md"), re.MULTILINE)
+    conditions = MigrationCheck.Condition.DESCRIPTOR.values
+    assert [one.name.removeprefix("CONDITION_") for one in conditions if one.number] == [
+        name for name in told if f"CONDITION_{name}" in set(MigrationCheck.Condition.keys())
+    ]

@@ -216,6 +216,12 @@ CASES = [
     Case("STORAGE", PASS, {**SHARED, "shared_file": SharedFile(pool_uid="nfs-1", read=True)}, "was read"),
     Case("STORAGE", FAIL, {**SHARED, "shared_file": SharedFile(pool_uid="nfs-1", read=False)}, "not seen"),
     Case("STORAGE", UNKNOWN, {**SHARED, "shared_file": SILENT}, SILENT.words),
+    Case(
+        "STORAGE",
+        FAIL,
+        {**SHARED, "shared_file": SharedFile(full="pool nfs: no space left")},
+        "no space left",
+    ),
     Case("STORAGE", FAIL, {**SHARED, "host": shared("nfs-2")}, "is another storage"),
     Case("STORAGE", FAIL, {"host": {"pools": {}}, "unprobed": True}, "is not there"),
     Case(

@@ -115,6 +115,28 @@ async def test_what_did_not_hold_is_asked_again_at_once(pair: Pair) -> None:
     assert probes.reach.found == Reach(address="192.0.2.2", port=49152, heard=True)
 
 
+async def test_what_was_seen_not_to_hold_is_no_longer_known_to_hold(pair: Pair) -> None:
+    """An operator checks and sees a failure: the move a second later must not pass on what held before."""
+    await pair.ask()
+    beta = pair.agents.sights[pair.b]
+    beta.libvirt_closed = True
+    await pair.ask(fresh=True)
+    probes = await pair.ask()
+    assert isinstance(probes.libvirt.found, pb.OpenLibvirtResponse)
+    assert "refused" in probes.libvirt.found.error
+
+
+async def test_a_pool_that_is_full_is_an_answer(pair: Pair) -> None:
+    async def full(*_: object) -> pb.WriteNonceResponse:
+        raise RemudaError(Reason.DISK_FULL, "pool shared: no space left on device")
+
+    setattr(pair.agents, "write_nonce", full)  # noqa: B010 - mypy refuses to assign to a method
+    probes = await pair.ask()
+    assert probes.shared_file is not None
+    assert probes.shared_file.found == SharedFile(full="pool shared: no space left on device")
+    assert "remove_nonce" in pair.asked(), "what was written of it is taken away"
+
+
 async def test_who_wants_to_know_it_now_is_told_nothing_old(pair: Pair) -> None:
     await pair.ask()
     pair.asked()

@@ -1,4 +1,4 @@
-"""Where an instance can go, at a glance: conditions by hosts, then whatever is not as it should be. Pure."""
+"""Where an instance can go, at a glance: a line per host, then whatever is not as it should be. Pure."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,8 +9,8 @@ from remuda_cli.output.table import Label, aligned
 from remuda_cli.output.units import human_seconds
 from remuda_cli.output.words import enum_word
 
-HOSTS_SHOWN = 6
-"""Columns of the table; -o wide shows all."""
+HOSTS_SHOWN = 12
+"""-o wide shows all."""
 
 _WORDS = {
     MigrationCheck.VERDICT_PASS: "ok",
@@ -29,17 +29,20 @@ _WORST_FIRST = (
 def preflight_lines(
     checked: CheckMigrationResponse, instance: str, label: Label, *, wide: bool = False
 ) -> list[str]:
-    """`wide`: every host, and what was seen where all is well too."""
+    """`wide`: every host, every condition, and what was seen where all is well too."""
     named = [(_host(one, index, label), one) for index, one in enumerate(checked.candidates, start=1)]
     shown = named if wide else named[:HOSTS_SHOWN]
     lines = [summary(checked, instance, label)]
     if shown:
-        lines += ["", *_table(shown)]
+        lines += ["", *_hosts(shown)]
     if len(shown) < len(named):
-        rest = ", ".join(f"{host} {_verdict(one)}" for host, one in named[len(shown) :])
-        lines += ["", f"{len(named) - len(shown)} more hosts (-o wide has all): {rest}"]
+        lines.append(f"and {len(named) - len(shown)} more hosts (-o wide has all)")
+    if shown and wide:
+        lines += ["", *_conditions(shown)]
     for host, check in _told(shown, wide=wide):
         lines += ["", *_explained(host, check)]
+    if not wide and (holding := _holding(shown)):
+        lines += ["", f"ok wherever it was checked: {', '.join(holding)}"]
     return lines
 
 
@@ -57,12 +60,16 @@ def summary(checked: CheckMigrationResponse, instance: str, label: Label) -> str
     ]
     if fit:
         return f"{instance} can move{source} to {', '.join(fit)}"
+    if len(checked.candidates) == 1:
+        (only,) = checked.candidates
+        return f"{instance} cannot move{source} to {_host(only, 1, label)}: {_troubles(only) or 'not probed'}"
     return f"{instance} cannot move{source}: none of {len(checked.candidates)} hosts is fit"
 
 
 def refusal_lines(details: Sequence[str]) -> list[str]:
     """PREFLIGHT_FAILED's violations as `preflight_lines` shows a check. They are
-    `hosts/{uuid}/{CONDITION}: {host}: {VERDICT}: {what was seen}. required: ...`; others stay as they are.
+    `hosts/{uuid}/{CONDITION}: {host}: {VERDICT}: {what was seen}. required: .... fix: ...`. Others stay as
+    they are.
     """
     lines: list[str] = []
     for detail in details:
@@ -72,14 +79,50 @@ def refusal_lines(details: Sequence[str]) -> list[str]:
             lines.append(detail)
             continue
         _, host, verdict, text = parts
+        text, _, fix = text.partition(". fix: ")
         seen, _, needed = text.partition(". required: ")
         lines.append(_headline(verdict, host, subject.rpartition("/")[2]))
         lines += [f"      seen:   {seen}"] if seen else []
         lines += [f"      needed: {needed}"] if needed else []
+        lines += [f"      fix:    {fix}"] if fix else []
     return lines
 
 
-def _table(named: Sequence[tuple[str, MigrationCandidate]]) -> list[str]:
+def _hosts(named: Sequence[tuple[str, MigrationCandidate]]) -> list[str]:
+    """A row per host, in the order of the answer: the best first."""
+    rows = [["HOST", "VERDICT", "HOW", "TAKES", "WHY"]]
+    rows += [
+        [
+            host,
+            _verdict(one),
+            enum_word(one, "kind").removeprefix("LIVE_").lower() or "-",
+            _seconds(one) or "-",
+            _troubles(one) or "-",
+        ]
+        for host, one in named
+    ]
+    return aligned(rows)
+
+
+def _troubles(candidate: MigrationCandidate) -> str:
+    """For example "FAIL STORAGE, NETWORK; WARN CONVERGENCE"."""
+    groups = []
+    for verdict in _WORST_FIRST:
+        found = [_condition(check.condition) for check in candidate.checks if check.verdict == verdict]
+        if found:
+            groups.append(f"{_WORDS[verdict]} {', '.join(found)}")
+    return "; ".join(groups)
+
+
+def _holding(named: Sequence[tuple[str, MigrationCandidate]]) -> list[str]:
+    """Conditions that somebody looked at, and that nobody has anything to say against."""
+    every = [check for _, one in named for check in one.checks]
+    told = {check.condition for check in every if check.verdict in _WORST_FIRST}
+    good = {check.condition for check in every if check.verdict == MigrationCheck.VERDICT_PASS}
+    return [_condition(condition) for condition in sorted(good - told)]
+
+
+def _conditions(named: Sequence[tuple[str, MigrationCandidate]]) -> list[str]:
     """A row per condition, the worst first: what is to be done stands at the top."""
     by_host = [{check.condition: check for check in one.checks} for _, one in named]
     conditions = sorted({condition for checks in by_host for condition in checks})
@@ -93,8 +136,6 @@ def _table(named: Sequence[tuple[str, MigrationCandidate]]) -> list[str]:
         [_condition(condition), *(_word(checks.get(condition)) for checks in by_host)]
         for condition in sorted(conditions, key=lambda one: (badness(one), one))
     ]
-    rows.append(["VERDICT", *(_verdict(one) for _, one in named)])
-    rows.append(["HOW", *(enum_word(one, "kind").removeprefix("LIVE_").lower() or "-" for _, one in named)])
     return aligned(rows)
 
 
@@ -144,9 +185,14 @@ def _condition(condition: "MigrationCheck.Condition.ValueType | int") -> str:
 
 
 def _expected(candidate: MigrationCandidate) -> str:
+    took = _seconds(candidate)
+    return f" (about {took})" if took else ""
+
+
+def _seconds(candidate: MigrationCandidate) -> str:
     if not candidate.HasField("expected_duration"):
         return ""
-    return f" (about {human_seconds(candidate.expected_duration.ToTimedelta().total_seconds())})"
+    return human_seconds(candidate.expected_duration.ToTimedelta().total_seconds())
 
 
 def _host(candidate: MigrationCandidate, position: int, label: Label) -> str:

@@ -77,5 +77,9 @@ def explanation(check: MigrationCheck) -> str:
         for side, words in (("source", check.observed_source), ("target", check.observed_target))
         if words
     ]
-    parts = [f"{verdict}: {'; '.join(seen)}", f"required: {check.required}" if check.required else ""]
-    return ". ".join([*(part for part in parts if part), check.fix]).rstrip(". ") + "."
+    parts = [
+        f"{verdict}: {'; '.join(seen)}",
+        f"required: {check.required}" if check.required else "",
+        f"fix: {check.fix}" if check.fix else "",
+    ]
+    return ". ".join(part for part in parts if part).rstrip(". ") + "."

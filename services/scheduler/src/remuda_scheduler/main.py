@@ -58,7 +58,9 @@ async def _serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 duplicate_window=2 * settings.heartbeat_interval_ms / 1000,
                 probe_reuse=settings.probe_reuse_seconds,
                 migration_limits=Limits(**settings.migration_limits.model_dump()),
-                timing=Timing(patience=settings.patience_seconds),
+                timing=Timing(
+                    patience=settings.patience_seconds, preflight_valid=settings.probe_reuse_seconds
+                ),
                 open_channel=lambda target: open_channel(target, tls, insecure_identity="service/scheduler"),
                 grants=signer,
                 sagas=SAGAS,

@@ -33,7 +33,9 @@ class SchedulerSettings(ServiceSettings):
     """Ed25519 private key (PEM) that signs image grants."""
     grant_seconds: float = Field(default=3600.0, gt=0)
     probe_reuse_seconds: float = Field(default=30.0, ge=0)
-    """How long preflight may use a probe of two hosts again; 0: never."""
+    """How long preflight may use a probe of two hosts again, and how long a move may wait for its turn before
+    it is checked again. 0: no probe is used twice, and every move is checked twice.
+    """
     migration_limits: MigrationLimits = Field(default_factory=MigrationLimits)
     patience_seconds: float = Field(default=60.0, gt=0)
     """How long an operation waits for a host that does not answer before it fails, or owes its clean-up."""

@@ -29,6 +29,8 @@ class Timing:
     first_pause: float = 0.1
     """Between two tries; doubles up to `longest_pause`."""
     longest_pause: float = 5.0
+    preflight_valid: float = 30.0
+    """A move whose preflight saw anything longer ago is checked again before it begins."""
     look_again: float = 0.5
     """Between two looks at hosts that are still at work."""
     debts_every: float = 30.0

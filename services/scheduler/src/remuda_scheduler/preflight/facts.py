@@ -77,9 +77,11 @@ class Reach:
 class SharedFile:
     """A file that the target wrote into the pool and the source looked for."""
 
-    pool_uid: str
+    pool_uid: str = ""
     """Of the pool at the target, asked as it was written."""
-    read: bool
+    read: bool = False
+    full: str = ""
+    """Why the target had no room for it, in its words: nothing is known then of whose storage it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,8 @@ class Prober:
         probe = await ask()
         if not isinstance(probe.found, NoAnswer) and holds(probe):
             self._recent.keep(key, probe)
+        else:
+            self._recent.forget(key)
         return probe
 
     async def _shared_file(self, source: HostSide, target: HostSide, pool: str) -> Probe[SharedFile]:
@@ -151,6 +153,12 @@ class Prober:
             read = pb.ReadNonceRequest(pool=pool, name=name)
             try:
                 written = await self._agents.write_nonce(target.placement.id, write, ANSWER_SECONDS)
+            except RemudaError as error:
+                if error.reason is not Reason.DISK_FULL:
+                    raise
+                # An answer, and not one that asking again would change.
+                return SharedFile(full=error.message)
+            else:
                 seen = await self._agents.read_nonce(source.placement.id, read, LOOK_FOR_FILE_SECONDS)
             finally:
                 # Also when the answer was lost, or nobody waits for us any more.

@@ -34,5 +34,9 @@ class Recent:
         self._kept = {known: kept for known, kept in self._kept.items() if self._fresh(kept[0])}
         self._kept[key] = (self._clock(), probe)
 
+    def forget(self, key: Hashable) -> None:
+        """It has been seen not to hold: whoever asks next must not be told that it did a moment ago."""
+        self._kept.pop(key, None)
+
     def _fresh(self, kept_at: float) -> bool:
         return self._clock() - kept_at < self._seconds

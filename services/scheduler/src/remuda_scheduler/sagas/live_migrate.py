@@ -5,7 +5,8 @@ at it. The target's copy is made with epoch N+1, which the instance gets when th
 
     preflight_passed     every condition of the move holds for a target: probed on both hosts
     run_state_noted      what the guest did before; undo: it does so again at the source
-    capacity_reserved    its turn among all moves, its reservation, the migration record
+    capacity_reserved    its turn among all moves, preflight once more if that took long, its reservation, the
+                         migration record
     target_prepared      directory, disks and network there, as "incoming"
     guest_moved          the source's job, followed to its end; then both hosts are looked at
     ownership_moved      one txn: host, epoch, pool; the reservation becomes the allocation
@@ -56,6 +57,7 @@ from remuda_scheduler.sagas.migration_record import (
     milestone,
     new_migration_id,
     put_migration,
+    request_of,
     tell_metrics,
     timeline_events,
 )
@@ -68,7 +70,6 @@ from remuda_scheduler.sagas.splitting import hold_apart
 from remuda_scheduler.sagas.targeting import (
     give_up_target,
     release_capacity,
-    request_of,
     reserve_capacity,
     retry_from,
 )

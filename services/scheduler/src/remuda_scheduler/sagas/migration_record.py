@@ -1,4 +1,6 @@
-"""The durable record of a move: made when a target is chosen, closed with the operation."""
+"""What was asked of a move, and the durable record of it: made when a target is chosen, closed with the
+operation.
+"""
 
 import uuid
 
@@ -7,6 +9,7 @@ from google.rpc.status_pb2 import Status
 from remuda.compute.v1.event_pb2 import InstanceEvent
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.compute.v1.migration_pb2 import Migration, MigrationMilestone
+from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.store.v1.instance_pb2 import MigrationRecord
 from remuda.store.v1.saga_pb2 import LiveMigrateState
 from remuda_core.etcd import ops
@@ -30,6 +33,13 @@ _SENTENCES = {
     "SOURCE_CLEANED": "The source gave up its copy.",
     "TARGET_DEFINED": "The target has the guest's persistent definition.",
 }
+
+
+def request_of(run: _Run) -> LiveMigrateInstanceRequest:
+    """What was asked for."""
+    request = LiveMigrateInstanceRequest()
+    run.record.request.Unpack(request)
+    return request
 
 
 def new_migration_id(run: _Run) -> MigrationId:

@@ -1,10 +1,14 @@
 """The step `preflight_passed`: a target for which every condition holds, or the reasons why there is none.
 
 Nothing has been touched when it fails, and it touches nothing: probes clean up behind themselves. It is done
-again for every further target, because what was seen before the try before may be long ago.
+again for every further target, because what was seen before the try before may be long ago, and for the
+chosen one when its turn was long in coming.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import inf
 
 from remuda.compute.v1.migration_pb2 import Migration
 from remuda.compute.v1.moving_pb2 import MigrationCandidate
@@ -21,8 +25,8 @@ from remuda_scheduler.placement.explain import explain
 from remuda_scheduler.ports import NothingFits, PlacementRequest
 from remuda_scheduler.preflight.asking import move_of
 from remuda_scheduler.preflight.service import Checked, Wanted
+from remuda_scheduler.sagas.migration_record import request_of
 from remuda_scheduler.sagas.placing import indebted, resolve_host
-from remuda_scheduler.sagas.targeting import request_of
 
 _Run = Run[LiveMigrateState]
 
@@ -45,6 +49,30 @@ async def pass_preflight(run: _Run) -> None:
     if chosen is None:
         raise _refusal(run, checked.candidates, probed)
     _remember(run, chosen)
+
+
+async def still_passes(run: _Run) -> None:
+    """Checks the chosen target again when what was seen of it is too old to begin on. Raises
+    PREFLIGHT_FAILED.
+    """
+    if _age_seconds(run) < run.services.timing.preflight_valid:
+        return
+    wanted = await _wanted(run)
+    only = replace(wanted.placement, host_id=HostId(run.state.target_host_id))
+    checked = await run.services.preflight.check(replace(wanted, placement=only))
+    # What placement thought of all hosts stays with the operation: this was about one.
+    for candidate in checked.candidates:
+        run.metadata.preflight.CopyFrom(candidate)
+    chosen = next((one for one in checked.candidates if passed(one)), None)
+    if chosen is None:
+        raise preflight_failed(checked.candidates)
+    _remember(run, chosen)
+
+
+def _age_seconds(run: _Run) -> float:
+    """Of the oldest that was seen: an earlier probe may have been used again."""
+    seen = [check.check_time.ToDatetime(tzinfo=UTC) for check in run.metadata.preflight.checks]
+    return (datetime.now(UTC) - min(seen)).total_seconds() if seen else inf
 
 
 async def _wanted(run: _Run) -> Wanted:

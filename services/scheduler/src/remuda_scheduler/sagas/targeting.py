@@ -1,7 +1,6 @@
 """Which host a guest is moved to: the decision, its reservation, and the next one when it was in vain."""
 
 from remuda.compute.v1.migration_pb2 import Migration
-from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.operation_pb2 import PlacementExplanation
 from remuda.store.v1.instance_pb2 import InstanceStatus
 from remuda.store.v1.saga_pb2 import LiveMigrateState
@@ -10,8 +9,9 @@ from remuda_core.ids import Epoch, HostId, NetworkId
 
 from remuda_scheduler.engine.run import Run
 from remuda_scheduler.ports import Decision, PlacementRequest
-from remuda_scheduler.sagas.migration_record import put_migration
+from remuda_scheduler.sagas.migration_record import put_migration, request_of
 from remuda_scheduler.sagas.placing import drop_reservation, indebted, reserve, reserved, resolve_host
+from remuda_scheduler.sagas.preflighting import still_passes
 from remuda_scheduler.sagas.turn import its_turn, wait_for_turn
 
 _Run = Run[LiveMigrateState]
@@ -19,15 +19,10 @@ _Run = Run[LiveMigrateState]
 _MOST_TARGETS = 3
 
 
-def request_of(run: _Run) -> LiveMigrateInstanceRequest:
-    request = LiveMigrateInstanceRequest()
-    run.record.request.Unpack(request)
-    return request
-
-
 async def reserve_capacity(run: _Run) -> None:
     """On the host that passed preflight, and on no other, when it is its turn. Raises NO_HOST_FITS when the
-    host was filled up or cordoned meanwhile, MIGRATION_TIMEOUT when its time was up before its turn.
+    host was filled up or cordoned meanwhile, PREFLIGHT_FAILED when it has changed otherwise,
+    MIGRATION_TIMEOUT when its time was up before its turn.
     """
     if reserved(run, run.state.target_host_id):
         return
@@ -61,9 +56,12 @@ async def reserve_capacity(run: _Run) -> None:
         source_pool=run.state.source_pool,
         machine_type=status.machine_type,
     )
-    await wait_for_turn(run, request_of(run))
-    while not await reserve(run, record, request, epoch, remember, may=lambda: its_turn(run)):
+    while True:
         await wait_for_turn(run, request_of(run))
+        # Its turn may have been long in coming. Nobody overtakes it meanwhile: it is still the next.
+        await still_passes(run)
+        if await reserve(run, record, request, epoch, remember, may=lambda: its_turn(run)):
+            return
 
 
 async def release_capacity(run: _Run) -> None:

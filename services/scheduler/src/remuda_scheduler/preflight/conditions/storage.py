@@ -46,6 +46,8 @@ def _trouble(facts: Facts, guest: GuestFacts, target: AssessGuestResponse) -> tu
     here = facts.target.name
     if not target.pool_uid:
         return f"there is no pool {name!r}", f"Give {here} a pool {name!r}: [[pools]] of its agent."
+    if full := _full(facts):
+        return full, f"Free space in pool {name!r}: not even a small file can be written there."
     outside = sorted(disk.source for disk in guest.disks if disk.source.startswith("/"))
     if outside:
         return (
@@ -97,6 +99,11 @@ def _lied(facts: Facts) -> bool:
         return False
     pools = [side.placement.pools.get(facts.move.demand.pool) for side in (facts.source, facts.target)]
     return any(pool is not None and pool.shared for pool in pools)
+
+
+def _full(facts: Facts) -> str:
+    tried = facts.probes.shared_file if facts.probes is not None else None
+    return tried.found.full if tried is not None and isinstance(tried.found, SharedFile) else ""
 
 
 def _known_without_asking(facts: Facts) -> MigrationCheck | None:
