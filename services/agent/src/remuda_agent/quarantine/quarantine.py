@@ -154,7 +154,7 @@ class Quarantine:
         It is acknowledged like an order: once a copy may run because of it, the leader before must not be
         able to have it started.
         """
-        await asyncio.to_thread(self._leaders.acknowledge, leader)
+        self._leaders.acknowledge(leader)
         said = [
             (InstanceId(one.instance_id), Epoch(one.epoch), Verdict.Decision.Name(one.decision))
             for one in verdicts
