@@ -95,7 +95,11 @@ async def test_a_guest_that_runs_unconfirmed_is_neither_stopped_nor_refused(
         assert await host.power() == Instance.POWER_STATE_RUNNING
         # Paused, it would have to be set running.
         await host.done(pb.RunStepRequest(key=key("guest_paused"), pause_domain=pb.PauseDomain()))
-        assert (await refusal(host, start())).reason is Reason.QUARANTINED
+        finish = pb.RunStepRequest(
+            key=key("target_finished"), finish_incoming=pb.FinishIncoming(pool=spec().pool)
+        )
+        for request in (start(), finish):
+            assert (await refusal(host, request)).reason is Reason.QUARANTINED
         assert await host.power() == Instance.POWER_STATE_PAUSED
 
 

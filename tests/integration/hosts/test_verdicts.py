@@ -1,6 +1,7 @@
 """The leader's verdicts on copies: said once, lifted or kept by the agent, seen by people."""
 
 import asyncio
+import errno
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.scheduler.v1.registry_pb2 import Observations, ObservedInstance, Verdict
 from remuda.store.v1.instance_pb2 import Claim, InstanceStatus
+from remuda_agent.leaders import LeaderGuard
+from remuda_agent.quarantine import Standing, file
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.testing.waiting import wait_for
@@ -259,6 +262,52 @@ async def test_an_older_copy_is_on_hold_while_an_operation_works_or_the_newer_is
     # It is found again: now there is no doubt left.
     await hosts.copy(beta.agent, instance, epoch=2)
     await until_refused(Reason.STALE_EPOCH, scheduler, alpha.agent.host, instance, 1, "RELEASE")
+
+
+async def test_an_agent_that_obeys_a_newer_leader_takes_no_verdict_of_an_older(hosts: Hosts) -> None:
+    scheduler = await hosts.scheduler()
+    alpha = await Machine.of(hosts, "alpha")
+    instance = await hosts.guest(alpha.agent, Instance.STATE_RUNNING)
+    await alpha.power_fail()
+    term = await scheduler.term()
+    newer = LeaderRef(cluster_id=term.leadership.cluster_id, epoch=term.leadership.epoch + 1000)
+    LeaderGuard(alpha.agent.settings.state_dir).acknowledge(newer)
+    await alpha.boot()
+    # It leaves as soon as it hears a verdict, and comes again: perhaps the newer one leads by then.
+    sessions = {id(session): session for session in [term.registry.session(alpha.agent.host)]}
+
+    def attached_often() -> bool:
+        session = term.registry.session(alpha.agent.host)
+        sessions[id(session)] = session
+        return len(sessions) >= 3
+
+    await wait_for(attached_often, timeout=WAIT_SECONDS)
+    assert await alpha.warnings() == ["1 copy waits for confirmation since the host was booted"]
+    assert await alpha.power(instance) == "SHUTOFF"
+
+
+async def test_a_verdict_that_cannot_be_kept_lifts_nothing_and_is_asked_for_again(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = await hosts.scheduler()
+    alpha = await Machine.of(hosts, "alpha")
+    instance = await hosts.guest(alpha.agent, Instance.STATE_RUNNING)
+    await alpha.power_fail()
+    write, full, failures = file.write, True, 0
+
+    def broken(path: Path, standing: Standing) -> None:
+        nonlocal failures
+        if full and standing.confirmed:
+            failures += 1
+            raise OSError(errno.ENOSPC, "no space left on device")
+        write(path, standing)
+
+    monkeypatch.setattr(file, "write", broken)
+    await alpha.boot()
+    await wait_for(lambda: failures >= 2, timeout=WAIT_SECONDS)
+    assert await alpha.warnings() == ["1 copy waits for confirmation since the host was booted"]
+    full = False
+    await until_started(scheduler, alpha.agent.host, instance)
 
 
 async def _none(machine: Machine) -> bool:

@@ -13,7 +13,7 @@ from remuda.compute.v1.instance_pb2 import Instance
 from remuda.scheduler.v1.registry_pb2 import Verdict
 from remuda.store.v1.instance_pb2 import EventRecord, InstanceStatus
 from remuda_core.errors import RemudaError
-from remuda_core.etcd.errors import EtcdError, NotLeader
+from remuda_core.etcd.errors import EtcdError
 from remuda_core.etcd.ops import get_prefix, mod_is
 from remuda_core.ids import HostId, InstanceId
 
@@ -165,7 +165,7 @@ class Announcer:
             for instance, epoch in doubtful:
                 if await self._judge.prove(self._session.host_id, instance, epoch):
                     self._proven.add((instance, epoch))
-        except (EtcdError, NotLeader, RemudaError) as error:  # it stays on HOLD, and is looked at again
+        except (EtcdError, RemudaError) as error:  # it stays on HOLD, and is looked at again
             _log.info("a stale copy is not proven yet", host=self._session.host_id, error=str(error))
         finally:
             self._proof = None
