@@ -62,6 +62,7 @@ class Reason(StrEnum):
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
     PERMISSION_DENIED = "PERMISSION_DENIED"
     PREFLIGHT_FAILED = "PREFLIGHT_FAILED"
+    QUARANTINED = "QUARANTINED"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
     REVISION_AHEAD = "REVISION_AHEAD"
@@ -171,6 +172,9 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
         ),
         Reason.PREFLIGHT_FAILED: Meaning(
             _REFUSED, "A condition of the move does not hold; each is listed, nothing was touched."
+        ),
+        Reason.QUARANTINED: Meaning(
+            _AWAY, "The host was booted, and its copy of the guest is not started before it is confirmed."
         ),
         Reason.REQUEST_ID_REUSED: Meaning(_INVALID, "The request_id was used with another body."),
         Reason.REQUEST_TOO_LARGE: Meaning(

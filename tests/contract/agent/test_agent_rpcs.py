@@ -69,14 +69,16 @@ class Host:
 
 
 @asynccontextmanager
-async def running_host(name: str, fabric: FakeFabric, directory: Path) -> AsyncIterator[Host]:
+async def running_host(
+    name: str, fabric: FakeFabric, directory: Path, *, boot_id: str = "boot-1", host_id: str = ""
+) -> AsyncIterator[Host]:
     [port] = free_ports(1)
     (directory / "pool").mkdir(parents=True, exist_ok=True)
-    (directory / "boot_id").write_text("boot-1\n")
+    (directory / "boot_id").write_text(f"{boot_id}\n")
     settings = AgentSettings(
         listen=f"127.0.0.1:{port}",
         name=name,
-        host_uuid=str(uuid.uuid4()),
+        host_uuid=host_id or str(uuid.uuid4()),
         schedulers=("127.0.0.1:1",),  # nobody: orders come all the same
         state_dir=directory / "state",
         hypervisor="fake",

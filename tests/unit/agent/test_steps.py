@@ -21,8 +21,10 @@ from remuda_agent.disks.pools import Pool, Pools
 from remuda_agent.hypervisor import MigrationRequest
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.jobs import JobTable
+from remuda_agent.leaders import LeaderGuard
 from remuda_agent.network.bridges import PretendedBridges
 from remuda_agent.observer import Observer
+from remuda_agent.quarantine import Quarantine
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.steps import StepRunner, runner
 from remuda_core.errors import Reason, RemudaError
@@ -44,18 +46,21 @@ class Host:
     pool: Path
 
     @classmethod
-    def of(cls, name: str, fabric: FakeFabric, directory: Path, shared: Path) -> "Host":
+    async def of(cls, name: str, fabric: FakeFabric, directory: Path, shared: Path) -> "Host":
         pool = directory / name
         pool.mkdir()
         hypervisor, jobs = FakeHypervisor(fabric, name), JobTable()
         pools = Pools([Pool(name="local", path=pool), Pool(name="shared", path=shared, shared=True)])
         pools.prepare()
+        state = directory / f"{name}-state"
+        quarantine = await Quarantine.open(state, "boot-1", {}, leaders=LeaderGuard(state))
         steps = StepRunner(
             hypervisor=hypervisor,
             files=PoolInstanceFiles(pools, PretendingDiskMaker()),
             images=PretendingBaseImages(pools),
             observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
             resumes=ResumeTimes(),
+            quarantine=quarantine,
             host_id=HostId(f"host-{name}"),
             bridges=PretendedBridges({"physnet": f"br-{name}"}),
             console_dir=directory / f"{name}-console",
@@ -134,7 +139,8 @@ async def hosts(tmp_path: Path) -> AsyncIterator[tuple[Host, Host]]:
     fabric, shared = FakeFabric(), tmp_path / "shared"
     shared.mkdir()
     async with fabric.awake():
-        yield Host.of("a", fabric, tmp_path, shared), Host.of("b", fabric, tmp_path, shared)
+        hosts = [await Host.of(name, fabric, tmp_path, shared) for name in ("a", "b")]
+        yield hosts[0], hosts[1]
 
 
 @pytest.fixture

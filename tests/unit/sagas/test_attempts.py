@@ -48,3 +48,11 @@ async def test_a_host_that_used_up_the_patience_is_not_waited_for_again() -> Non
     assert await count(Attempts(IMPATIENT, silent), Reason.HOST_UNREACHABLE) == 0
     assert silent == {HOST}
     assert await count(Attempts(QUICK, silent), Reason.HOST_UNREACHABLE) == 0
+
+
+async def test_a_copy_in_quarantine_is_waited_for_as_long_as_a_silent_host() -> None:
+    silent: set[HostId] = set()
+    assert await count(Attempts(QUICK, silent, tries=1), Reason.QUARANTINED) == 20
+    assert await count(Attempts(IMPATIENT, silent), Reason.QUARANTINED) == 0
+    # It answers: other orders are not to be kept from it.
+    assert silent == set()

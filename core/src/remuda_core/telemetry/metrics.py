@@ -71,6 +71,12 @@ class Metrics:
             "remuda_agent_attached", "1 when this agent is attached to a leader.", registry=r
         )
         self.agent_jobs = Gauge("remuda_agent_jobs", "Jobs that run on this agent.", ("step",), registry=r)
+        self.agent_quarantined = Gauge(
+            "remuda_agent_quarantined_copies",
+            "Copies on this host that may not be started: no answer yet (NONE), HOLD, or RELEASE (stale).",
+            ("decision",),
+            registry=r,
+        )
         self.etcd_synced = Gauge(
             "remuda_cache_synced", "1 when the cache of a prefix follows etcd.", ("prefix",), registry=r
         )

@@ -12,14 +12,16 @@ from typing import TypeAlias
 
 import grpc
 import structlog
+from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.compute.v1.host_pb2 import HostInventory
-from remuda.scheduler.v1.registry_pb2 import AttachRequest, AttachResponse, Heartbeat, Hello
+from remuda.scheduler.v1.registry_pb2 import AttachRequest, AttachResponse, Heartbeat, Hello, Welcome
 from remuda.scheduler.v1.registry_pb2_grpc import HostRegistryServiceStub
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.rpc.status import from_rpc_error
 
 from remuda_agent.inventory import InventorySource, without_free_space
 from remuda_agent.observer import Observer
+from remuda_agent.quarantine import Quarantine
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +55,7 @@ class Attachment:
         open_channel: OpenChannel,
         observer: Observer,
         inventory: InventorySource,
+        quarantine: Quarantine,
         changed: asyncio.Event,
     ) -> None:
         self._identity = identity
@@ -60,6 +63,7 @@ class Attachment:
         self._open_channel = open_channel
         self._observer = observer
         self._inventory = inventory
+        self._quarantine = quarantine
         self._changed = changed
         """Set by whoever saw that domains may have changed."""
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -101,7 +105,9 @@ class Attachment:
             _log.info("not attached", scheduler=target, reason="no welcome in time")
         except asyncio.InvalidStateError:  # grpc.aio: written to a stream that has just ended
             _log.info("not attached", scheduler=target, reason="the stream ended")
-        except RemudaError as error:  # the hypervisor: a host that cannot be looked at has nothing to say
+        except (
+            RemudaError
+        ) as error:  # the hypervisor (who cannot be looked at has nothing to say), or a verdict
             _log.warning("not attached", scheduler=target, reason=str(error.reason), detail=error.message)
         finally:
             self.attached_to = ""
@@ -132,7 +138,7 @@ class Attachment:
         _log.info("attached", scheduler=target, leader_epoch=first.welcome.leader_epoch)
         self.attached_to = target
         interval = first.welcome.heartbeat_interval_ms / 1000 or 1.0
-        reader = asyncio.create_task(_read_acks(call))
+        reader = asyncio.create_task(self._listen(call, first.welcome))
         try:
             async for message in self._news(interval, inventory):
                 if reader.done():
@@ -141,6 +147,7 @@ class Attachment:
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+        _raise_failure(reader)
         await call.read()  # raises the status with which the leader ended the stream
 
     async def _news(self, interval: float, sent: HostInventory) -> AsyncIterator[AttachRequest]:
@@ -148,6 +155,7 @@ class Attachment:
         loop = asyncio.get_running_loop()
         next_beat = loop.time()
         next_inventory = loop.time() + INVENTORY_SECONDS
+        warned = self._quarantine.warnings
         while True:
             if loop.time() >= next_beat:
                 self._seq += 1
@@ -156,6 +164,9 @@ class Attachment:
             if self._changed.is_set():
                 self._changed.clear()
                 yield AttachRequest(observations=await self._observer.everything())
+            if self._quarantine.warnings != warned:
+                warned = self._quarantine.warnings
+                next_inventory = loop.time()
             if loop.time() >= next_inventory:
                 next_inventory = loop.time() + INVENTORY_SECONDS
                 now = await self._inventory.now()
@@ -171,7 +182,21 @@ class Attachment:
             except TimeoutError:
                 continue
 
+    async def _listen(self, call: AttachCall, welcome: Welcome) -> None:
+        """Until the stream ends. Raises STALE_LEADER when a newer leader's orders were heard meanwhile,
+        UNAVAILABLE when the verdicts cannot be kept: the stream is given up then, and begun anew.
+        """
+        leader = LeaderRef(cluster_id=welcome.cluster_id, epoch=welcome.leader_epoch)
+        while isinstance(message := await call.read(), AttachResponse):
+            if message.HasField("verdicts"):
+                try:
+                    await self._quarantine.hear(leader, message.verdicts.verdicts)
+                except OSError as error:
+                    raise RemudaError(Reason.UNAVAILABLE, f"verdicts cannot be kept: {error}") from error
 
-async def _read_acks(call: AttachCall) -> None:
-    while await call.read() is not grpc.aio.EOF:
-        pass
+
+def _raise_failure(task: "asyncio.Task[None]") -> None:
+    """Only what we have found wrong ourselves: how the stream ended is told by reading it."""
+    failure = None if task.cancelled() else task.exception()
+    if isinstance(failure, RemudaError):
+        raise failure

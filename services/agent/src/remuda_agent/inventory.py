@@ -1,5 +1,6 @@
 """What this host has for guests."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Protocol
 
@@ -39,8 +40,11 @@ class Inventory:
         bridges: NetworkFacts,
         settings: AgentSettings,
         override: FactsOverride,
+        warnings: Callable[[], list[str]] = list,
     ) -> None:
+        """`warnings`: what else people have to know about the host now."""
         self._override = override
+        self._warnings = warnings
         self._bridges = bridges
         self._hypervisor = hypervisor
         self._pools = pools
@@ -64,7 +68,7 @@ class Inventory:
             migration_transport=settings.migration.transport,
             machine_types=offered.machine_types,
             hypervisor=offered.driver,
-            warnings=self._override.warnings,
+            warnings=self._override.warnings + self._warnings(),
         )
 
 

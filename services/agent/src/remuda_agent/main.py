@@ -45,6 +45,8 @@ from remuda_agent.probing.listening import Listener, MigrationPorts
 from remuda_agent.probing.nonces import NonceFiles
 from remuda_agent.probing.resolving import Resolver
 from remuda_agent.probing.service import ProbeService
+from remuda_agent.quarantine import Decision, Quarantine
+from remuda_agent.quarantine.finding import copies_here
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.service import AgentService
 from remuda_agent.settings import AgentSettings
@@ -83,11 +85,24 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     jobs = JobTable()
     resumes = ResumeTimes()
     changed = asyncio.Event()
-    observer = Observer(hypervisor, first_sequence=time.time_ns() // 1000, migrates=jobs.migrates)
+    pretending = settings.hypervisor == "fake"
+    files = PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker())
+    quarantine = await Quarantine.open(
+        settings.state_dir,
+        boot_id,
+        await copies_here(hypervisor, files.owners, host),
+        leaders=leaders,
+        changed=changed.set,
+    )
+    observer = Observer(
+        hypervisor,
+        first_sequence=time.time_ns() // 1000,
+        migrates=jobs.migrates,
+        waiting=lambda: quarantine.copies,
+    )
     migrations = Migrations(
         hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
     )
-    pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
     for network, bridge in bridges.missing().items():
         _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
@@ -99,10 +114,11 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
         steps = StepRunner(
             hypervisor=hypervisor,
-            files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
+            files=files,
             images=_base_images(settings, pools, stores),
             observer=observer,
             resumes=resumes,
+            quarantine=quarantine,
             host_id=host,
             bridges=bridges,
             console_dir=settings.console_dir,
@@ -164,13 +180,19 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             open_channel=lambda target: open_channel(target, tls, insecure_identity=identity),
             observer=observer,
             inventory=Inventory(
-                hypervisor=hypervisor, pools=pools, bridges=bridges, settings=settings, override=override
+                hypervisor=hypervisor,
+                pools=pools,
+                bridges=bridges,
+                settings=settings,
+                override=override,
+                warnings=lambda: quarantine.warnings,
             ),
+            quarantine=quarantine,
             changed=changed,
         )
         await stack.enter_async_context(
             telemetry_server(
-                settings.metrics_listen, metrics, refresh=lambda: _show(metrics, attachment, jobs)
+                settings.metrics_listen, metrics, refresh=lambda: _show(metrics, attachment, jobs, quarantine)
             )
         )
         tasks = [
@@ -194,11 +216,13 @@ def _endpoint(settings: AgentSettings, port: int) -> str:
     return f"{address if is_local(settings.listen) else settings.name}:{port}"
 
 
-def _show(metrics: Metrics, attachment: Attachment, jobs: JobTable) -> None:
+def _show(metrics: Metrics, attachment: Attachment, jobs: JobTable, quarantine: Quarantine) -> None:
     metrics.agent_attached.set(1 if attachment.attached_to else 0)
     metrics.agent_jobs.clear()
     for step, count in jobs.steps().items():
         metrics.agent_jobs.labels(step=step).set(count)
+    for decision in Decision:
+        metrics.agent_quarantined.labels(decision=decision.value).set(quarantine.counts[decision])
 
 
 async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes: ResumeTimes) -> None:

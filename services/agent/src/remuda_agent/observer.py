@@ -1,12 +1,12 @@
 """What really runs here, as the leader wants to hear it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.scheduler.v1.registry_pb2 import Observations, ObservedInstance
-from remuda_core.ids import InstanceId
+from remuda_core.ids import Epoch, InstanceId
 
 from remuda_agent.hypervisor import DomainJob, DomainView, Hypervisor
 
@@ -27,9 +27,13 @@ def observed(view: DomainView) -> ObservedInstance:
     )
 
 
-def absent(instance: InstanceId) -> ObservedInstance:
+def absent(instance: InstanceId, epoch: Epoch | None = None) -> ObservedInstance:
+    """No domain. With an epoch: there are files of that copy."""
     return ObservedInstance(
-        instance_id=instance, power_state=Instance.POWER_STATE_ABSENT, observe_time=_now()
+        instance_id=instance,
+        epoch=epoch or 0,
+        power_state=Instance.POWER_STATE_ABSENT,
+        observe_time=_now(),
     )
 
 
@@ -41,20 +45,31 @@ class Observer:
 
     `migrates` tells whether an accepted migration of an instance has not ended: the hypervisor shows no job
     before it begins one and after it has ended its own, yet whoever reads "no job" takes the guest for free.
+
+    `waiting` gives the copies in quarantine. Those without a domain are shown too, or the leader could not
+    say what shall become of them.
     """
 
     def __init__(
-        self, hypervisor: Hypervisor, *, first_sequence: int, migrates: Callable[[InstanceId], bool]
+        self,
+        hypervisor: Hypervisor,
+        *,
+        first_sequence: int,
+        migrates: Callable[[InstanceId], bool],
+        waiting: Callable[[], Mapping[InstanceId, Epoch]] = dict,
     ) -> None:
         self._hypervisor = hypervisor
         self._migrates = migrates
+        self._waiting = waiting
         self._sequence = first_sequence
 
     async def one(self, instance: InstanceId) -> ObservedInstance:
         # Asked before looking: the job may end in between, and then the older answer is the careful one.
         migrates = self._migrates(instance)
         view = await self._hypervisor.view(instance)
-        return absent(instance) if view is None else self._shown(view, migrates)
+        if view is None:
+            return absent(instance, self._waiting().get(instance))
+        return self._shown(view, migrates)
 
     async def everything(self) -> Observations:
         # The number is drawn before looking: of two looks the later number never holds the older view.
@@ -62,6 +77,10 @@ class Observer:
         sequence = self._sequence
         views = await self._hypervisor.domains()
         instances = [self._shown(view, migrates=False) for view in views]
+        defined = {view.instance_id for view in views}
+        instances += [
+            absent(instance, epoch) for instance, epoch in self._waiting().items() if instance not in defined
+        ]
         return Observations(sequence=sequence, complete=True, instances=instances)
 
     def _shown(self, view: DomainView, migrates: bool) -> ObservedInstance:

@@ -29,6 +29,7 @@ from remuda_scheduler.engine.fencing import FencedAgents
 from remuda_scheduler.engine.saga import Saga
 from remuda_scheduler.engine.services import Services, Timing
 from remuda_scheduler.hosts.agents import AgentClients
+from remuda_scheduler.hosts.judge import Judge
 from remuda_scheduler.hosts.keeper import HostKeeper
 from remuda_scheduler.hosts.probes import HostProbes
 from remuda_scheduler.hosts.registry import DUPLICATE_WINDOW_SECONDS, HostRegistry
@@ -171,6 +172,7 @@ class Leader:
             agents = AgentClients(open_channel=parts.open_channel, endpoint_of=endpoint_of)
             stack.push_async_callback(agents.close)
             keeper = HostKeeper(leadership=leadership, registry=registry, store=store, look=agents.observe)
+            judge = Judge(leadership=leadership, registry=registry, store=store, look=agents.observe)
             placer = Placer(store=store, registry=registry, keeper=keeper, metrics=parts.metrics)
             prober = Prober(HostProbes(agents.channel), recent=Recent(parts.probe_reuse))
             # Before the channels close: what a probe left is still being taken away.
@@ -205,6 +207,7 @@ class Leader:
                     store=store,
                     registry=registry,
                     keeper=keeper,
+                    judge=judge,
                     agents=agents,
                     placer=placer,
                     preflight=preflight,

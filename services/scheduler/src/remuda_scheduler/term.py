@@ -8,6 +8,7 @@ from remuda_core.etcd.election import Leadership
 from remuda_core.ids import HostId
 
 from remuda_scheduler.hosts.agents import AgentClients
+from remuda_scheduler.hosts.judge import Judge
 from remuda_scheduler.hosts.keeper import HostKeeper
 from remuda_scheduler.hosts.registry import HostRegistry
 from remuda_scheduler.live.hub import ProgressHub
@@ -27,6 +28,7 @@ class Term:
     store: StoreView
     registry: HostRegistry
     keeper: HostKeeper
+    judge: Judge
     agents: AgentClients
     placer: Placer
     preflight: Preflight

@@ -28,7 +28,7 @@ from remuda.compute.v1 import host_pb2 as remuda_dot_compute_dot_v1_dot_host__pb
 from remuda.compute.v1 import instance_pb2 as remuda_dot_compute_dot_v1_dot_instance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"remuda/scheduler/v1/registry.proto\x12\x13remuda.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremuda/compute/v1/host.proto\x1a remuda/compute/v1/instance.proto\"\xf5\x01\n\rAttachRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.remuda.scheduler.v1.HelloH\x00\x12\x33\n\theartbeat\x18\x02 \x01(\x0b\x32\x1e.remuda.scheduler.v1.HeartbeatH\x00\x12\x35\n\tinventory\x18\x03 \x01(\x0b\x32 .remuda.compute.v1.HostInventoryH\x00\x12\x39\n\x0cobservations\x18\x04 \x01(\x0b\x32!.remuda.scheduler.v1.ObservationsH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xa8\x02\n\x05Hello\x12\x19\n\x07host_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x08hostname\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xfd\x01\x12\x1a\n\x07\x62oot_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\"\n\x0e\x61gent_endpoint\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xac\x02\x12!\n\x0f\x65nrolment_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12;\n\tinventory\x18\x06 \x01(\x0b\x32 .remuda.compute.v1.HostInventoryB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0cobservations\x18\x07 \x01(\x0b\x32!.remuda.scheduler.v1.Observations\x12\r\n\x05\x61rmed\x18\x08 \x01(\x08\"A\n\tHeartbeat\x12\x18\n\x07\x62oot_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\r\n\x05\x61rmed\x18\x03 \x01(\x08\"x\n\x0cObservations\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x44\n\tinstances\x18\x03 \x03(\x0b\x32%.remuda.scheduler.v1.ObservedInstanceB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\"\xa3\x03\n\x10ObservedInstance\x12\x1c\n\x0binstance_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x1d\n\x0coperation_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12;\n\x0bpower_state\x18\x04 \x01(\x0e\x32&.remuda.compute.v1.Instance.PowerState\x12\x18\n\x06reason\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x36\n\x03job\x18\x06 \x01(\x0e\x32).remuda.scheduler.v1.ObservedInstance.Job\x12\x12\n\npersistent\x18\x07 \x01(\x08\x12\x16\n\x04pool\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xfd\x01\x12\x30\n\x0cobserve_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x03Job\x12\x13\n\x0fJOB_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_MIGRATION_OUT\x10\x01\x12\x14\n\x10JOB_MIGRATION_IN\x10\x02\x12\r\n\tJOB_OTHER\x10\x03\"~\n\x0e\x41ttachResponse\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.remuda.scheduler.v1.WelcomeH\x00\x12\x30\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32!.remuda.scheduler.v1.HeartbeatAckH\x00\x42\t\n\x07message\"R\n\x07Welcome\x12\x14\n\x0cleader_epoch\x18\x01 \x01(\x03\x12\x12\n\ncluster_id\x18\x02 \x01(\x04\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\"I\n\x0cHeartbeatAck\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x03\x12\x16\n\x0e\x66\x65nce_grant_ms\x18\x03 \x01(\x05\x32l\n\x13HostRegistryService\x12U\n\x06\x41ttach\x12\".remuda.scheduler.v1.AttachRequest\x1a#.remuda.scheduler.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"remuda/scheduler/v1/registry.proto\x12\x13remuda.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremuda/compute/v1/host.proto\x1a remuda/compute/v1/instance.proto\"\xf5\x01\n\rAttachRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.remuda.scheduler.v1.HelloH\x00\x12\x33\n\theartbeat\x18\x02 \x01(\x0b\x32\x1e.remuda.scheduler.v1.HeartbeatH\x00\x12\x35\n\tinventory\x18\x03 \x01(\x0b\x32 .remuda.compute.v1.HostInventoryH\x00\x12\x39\n\x0cobservations\x18\x04 \x01(\x0b\x32!.remuda.scheduler.v1.ObservationsH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xa8\x02\n\x05Hello\x12\x19\n\x07host_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x08hostname\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xfd\x01\x12\x1a\n\x07\x62oot_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\"\n\x0e\x61gent_endpoint\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xac\x02\x12!\n\x0f\x65nrolment_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12;\n\tinventory\x18\x06 \x01(\x0b\x32 .remuda.compute.v1.HostInventoryB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0cobservations\x18\x07 \x01(\x0b\x32!.remuda.scheduler.v1.Observations\x12\r\n\x05\x61rmed\x18\x08 \x01(\x08\"A\n\tHeartbeat\x12\x18\n\x07\x62oot_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\r\n\x05\x61rmed\x18\x03 \x01(\x08\"x\n\x0cObservations\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x44\n\tinstances\x18\x03 \x03(\x0b\x32%.remuda.scheduler.v1.ObservedInstanceB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\"\xa3\x03\n\x10ObservedInstance\x12\x1c\n\x0binstance_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x1d\n\x0coperation_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12;\n\x0bpower_state\x18\x04 \x01(\x0e\x32&.remuda.compute.v1.Instance.PowerState\x12\x18\n\x06reason\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x36\n\x03job\x18\x06 \x01(\x0e\x32).remuda.scheduler.v1.ObservedInstance.Job\x12\x12\n\npersistent\x18\x07 \x01(\x08\x12\x16\n\x04pool\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xfd\x01\x12\x30\n\x0cobserve_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x03Job\x12\x13\n\x0fJOB_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_MIGRATION_OUT\x10\x01\x12\x14\n\x10JOB_MIGRATION_IN\x10\x02\x12\r\n\tJOB_OTHER\x10\x03\"\xb1\x01\n\x0e\x41ttachResponse\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.remuda.scheduler.v1.WelcomeH\x00\x12\x30\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32!.remuda.scheduler.v1.HeartbeatAckH\x00\x12\x31\n\x08verdicts\x18\x03 \x01(\x0b\x32\x1d.remuda.scheduler.v1.VerdictsH\x00\x42\t\n\x07message\"F\n\x08Verdicts\x12:\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1c.remuda.scheduler.v1.VerdictB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\"\xd2\x01\n\x07Verdict\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x37\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0e\x32%.remuda.scheduler.v1.Verdict.Decision\"`\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x11\n\rDECISION_KEEP\x10\x01\x12\x11\n\rDECISION_HOLD\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_RELEASE\x10\x03\"R\n\x07Welcome\x12\x14\n\x0cleader_epoch\x18\x01 \x01(\x03\x12\x12\n\ncluster_id\x18\x02 \x01(\x04\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\"I\n\x0cHeartbeatAck\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x03\x12\x16\n\x0e\x66\x65nce_grant_ms\x18\x03 \x01(\x05\x32l\n\x13HostRegistryService\x12U\n\x06\x41ttach\x12\".remuda.scheduler.v1.AttachRequest\x1a#.remuda.scheduler.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,6 +61,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OBSERVEDINSTANCE'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_OBSERVEDINSTANCE'].fields_by_name['pool']._loaded_options = None
   _globals['_OBSERVEDINSTANCE'].fields_by_name['pool']._serialized_options = b'\272H\005r\003\030\375\001'
+  _globals['_VERDICTS'].fields_by_name['verdicts']._loaded_options = None
+  _globals['_VERDICTS'].fields_by_name['verdicts']._serialized_options = b'\272H\007\222\001\004\020\240\215\006'
+  _globals['_VERDICT'].fields_by_name['instance_id']._loaded_options = None
+  _globals['_VERDICT'].fields_by_name['instance_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_ATTACHREQUEST']._serialized_start=186
   _globals['_ATTACHREQUEST']._serialized_end=431
   _globals['_HELLO']._serialized_start=434
@@ -73,12 +77,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OBSERVEDINSTANCE']._serialized_end=1341
   _globals['_OBSERVEDINSTANCE_JOB']._serialized_start=1255
   _globals['_OBSERVEDINSTANCE_JOB']._serialized_end=1341
-  _globals['_ATTACHRESPONSE']._serialized_start=1343
-  _globals['_ATTACHRESPONSE']._serialized_end=1469
-  _globals['_WELCOME']._serialized_start=1471
-  _globals['_WELCOME']._serialized_end=1553
-  _globals['_HEARTBEATACK']._serialized_start=1555
-  _globals['_HEARTBEATACK']._serialized_end=1628
-  _globals['_HOSTREGISTRYSERVICE']._serialized_start=1630
-  _globals['_HOSTREGISTRYSERVICE']._serialized_end=1738
+  _globals['_ATTACHRESPONSE']._serialized_start=1344
+  _globals['_ATTACHRESPONSE']._serialized_end=1521
+  _globals['_VERDICTS']._serialized_start=1523
+  _globals['_VERDICTS']._serialized_end=1593
+  _globals['_VERDICT']._serialized_start=1596
+  _globals['_VERDICT']._serialized_end=1806
+  _globals['_VERDICT_DECISION']._serialized_start=1710
+  _globals['_VERDICT_DECISION']._serialized_end=1806
+  _globals['_WELCOME']._serialized_start=1808
+  _globals['_WELCOME']._serialized_end=1890
+  _globals['_HEARTBEATACK']._serialized_start=1892
+  _globals['_HEARTBEATACK']._serialized_end=1965
+  _globals['_HOSTREGISTRYSERVICE']._serialized_start=1967
+  _globals['_HOSTREGISTRYSERVICE']._serialized_end=2075
 # @@protoc_insertion_point(module_scope)

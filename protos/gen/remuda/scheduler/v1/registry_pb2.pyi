@@ -273,6 +273,7 @@ class AttachResponse(_message.Message):
 
     WELCOME_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First answer."""
@@ -281,21 +282,107 @@ class AttachResponse(_message.Message):
     def ack(self) -> Global___HeartbeatAck:
         """To every heartbeat."""
 
+    @_builtins.property
+    def verdicts(self) -> Global___Verdicts:
+        """What may be done with copies that the host has shown."""
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         ack: Global___HeartbeatAck | None = ...,
+        verdicts: Global___Verdicts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "message", b"message", "verdicts", b"verdicts", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "message", b"message", "verdicts", b"verdicts", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack", "verdicts"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
+
+@_typing.final
+class Verdicts(_message.Message):
+    """The leader's word on copies of guests. A host that has booted starts none without KEEP."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
+        """One per copy."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___Verdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdicts: _TypeAlias = Verdicts  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """The leader's word on one copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Decision:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Verdict._Decision.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DECISION_UNSPECIFIED: Verdict._Decision.ValueType  # 0
+        """Never sent."""
+        DECISION_KEEP: Verdict._Decision.ValueType  # 1
+        """The record names this host and epoch: it may be started."""
+        DECISION_HOLD: Verdict._Decision.ValueType  # 2
+        """No answer is possible now, for example while an operation works on it: start nothing, remove nothing."""
+        DECISION_RELEASE: Verdict._Decision.ValueType  # 3
+        """The record names another host and a higher epoch: never to be started here again."""
+
+    class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
+        """What may be done with it."""
+
+    DECISION_UNSPECIFIED: Verdict.Decision.ValueType  # 0
+    """Never sent."""
+    DECISION_KEEP: Verdict.Decision.ValueType  # 1
+    """The record names this host and epoch: it may be started."""
+    DECISION_HOLD: Verdict.Decision.ValueType  # 2
+    """No answer is possible now, for example while an operation works on it: start nothing, remove nothing."""
+    DECISION_RELEASE: Verdict.Decision.ValueType  # 3
+    """The record names another host and a higher epoch: never to be started here again."""
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """UUID of the instance."""
+    epoch: _builtins.int
+    """Epoch of the copy that was shown."""
+    decision: Global___Verdict.Decision.ValueType
+    """See Decision."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        decision: Global___Verdict.Decision.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "epoch", b"epoch", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):

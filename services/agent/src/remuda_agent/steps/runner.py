@@ -14,9 +14,10 @@ from remuda.agent.v1.common_pb2 import DomainSpec, StepKey
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 
-from remuda_agent.hypervisor import DomainDescription, DomainNic, Hypervisor
+from remuda_agent.hypervisor import DomainDescription, DomainNic, DomainView, Hypervisor
 from remuda_agent.jobs import Job
 from remuda_agent.observer import Observer
+from remuda_agent.quarantine import Quarantine
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.steps.ports import BaseImages, InstanceFiles, InstancePaths, Networks, Owner
 
@@ -37,6 +38,7 @@ class StepRunner:
         images: BaseImages,
         observer: Observer,
         resumes: ResumeTimes,
+        quarantine: Quarantine,
         host_id: HostId,
         bridges: Networks,
         console_dir: Path,
@@ -46,6 +48,7 @@ class StepRunner:
         self._images = images
         self._observer = observer
         self._resumes = resumes
+        self._quarantine = quarantine
         self._host_id = host_id
         self._bridges = bridges
         self._console_dir = console_dir
@@ -88,12 +91,14 @@ class StepRunner:
     async def _prepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
         spec = request.prepare_disks.spec
         self._plug(spec)
+        await self._confirm(request.key)
         await self._files.create(spec, self._owner(request.key, "owner"))
         return StepOutput()
 
     async def _unprepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
         await self._forget_domain(request.key)
         await self._files.remove(request.prepare_disks.spec.pool, self._owner(request.key, "owner"))
+        await self._removed(request.key)
         return StepOutput()
 
     async def _define_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
@@ -111,6 +116,8 @@ class StepRunner:
     async def _start_domain(self, request: RunStepRequest, _: Job) -> StepOutput:
         """A paused guest goes on; one that is still on its way here must not."""
         instance = InstanceId(request.key.instance_id)
+        self._quarantine.refuse_released(instance, Epoch(request.key.epoch))
+        self._require_confirmed(instance, await self._hypervisor.view(instance))
         await self._hypervisor.start(instance)
         view = await self._hypervisor.view(instance)
         if view is not None and view.power_state == "PAUSED":
@@ -175,6 +182,7 @@ class StepRunner:
         await self._forget_domain(request.key)
         if not request.remove_instance.keep_shared_files:
             await self._files.delete(request.remove_instance.pool, self._owner(request.key, "owner"))
+        await self._removed(request.key)
         return StepOutput()
 
     # Migration ------------------------------------------------------------------------------
@@ -182,6 +190,7 @@ class StepRunner:
     async def _prepare_incoming(self, request: RunStepRequest, job: Job) -> StepOutput:
         work = request.prepare_incoming
         output = StepOutput(bridges=self._plug(work.spec))
+        await self._confirm(request.key)
         await asyncio.to_thread(self._console_dir.mkdir, parents=True, exist_ok=True)
         if work.shared_disks:
             # The files are there and the source still writes them: owner.json changes hands with ownership.
@@ -210,6 +219,7 @@ class StepRunner:
         await self._forget_domain(request.key)
         if not work.shared_disks:
             await self._files.remove(work.spec.pool, self._owner(request.key, "incoming"))
+        await self._removed(request.key)
         return StepOutput()
 
     async def _finish_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
@@ -237,6 +247,7 @@ class StepRunner:
         if request.finish_incoming.paused:
             await self._hypervisor.pause(instance)
         else:
+            self._require_confirmed(instance, view)
             await self._hypervisor.resume(instance)
         measured = await self._hypervisor.completed_stats(instance)
         output = StepOutput(downtime_ms=measured.downtime_ms if measured else None)
@@ -263,12 +274,25 @@ class StepRunner:
         await self._hypervisor.undefine(instance)
         if not work.shared_disks:
             await self._files.remove(work.pool, self._owner(request.key, "owner"))
+        await self._quarantine.given_up(instance, Epoch(request.key.epoch))
         return StepOutput()
 
     async def _nothing(self, _: RunStepRequest, __: Job) -> StepOutput:
         return StepOutput()
 
     # ----------------------------------------------------------------------------------------
+
+    async def _confirm(self, key: StepKey) -> None:
+        """By the order to make it. Raises STALE_EPOCH when this host has given that copy up."""
+        await self._quarantine.ordered(InstanceId(key.instance_id), Epoch(key.epoch))
+
+    async def _removed(self, key: StepKey) -> None:
+        await self._quarantine.removed(InstanceId(key.instance_id), Epoch(key.epoch))
+
+    def _require_confirmed(self, instance: InstanceId, view: DomainView | None) -> None:
+        """Raises QUARANTINED, STALE_EPOCH for a copy that may not be set running; one that runs is left."""
+        if view is not None and view.power_state != "RUNNING":
+            self._quarantine.require(instance, view.epoch)
 
     async def _forget_domain(self, key: StepKey) -> None:
         """Destroys and undefines the copy of this epoch; a copy in post-copy holds half a guest and stays."""

@@ -22,7 +22,9 @@ _FINAL = frozenset({Reason.CANCELLED, Reason.STALE_EPOCH, Reason.STALE_LEADER, R
 
 
 class Attempts:
-    """The tries of one step. Silence is borne for the engine's patience, failures for `tries`."""
+    """The tries of one step. Silence and quarantine are borne for the engine's patience, failures for
+    `tries`.
+    """
 
     def __init__(
         self, timing: Timing, silent: set[HostId], *, tries: int = 3, stubborn: bool = False
@@ -35,6 +37,7 @@ class Attempts:
         self._tries_left = tries - 1
         self._stubborn = stubborn
         self._silent_since: float | None = None
+        self._quarantined_since: float | None = None
         self._pause = timing.first_pause
 
     async def again(self, error: RemudaError, host: HostId) -> bool:
@@ -43,6 +46,12 @@ class Attempts:
             self._silent_since = self._silent_since or time.monotonic()
             if host in self._silent or time.monotonic() - self._silent_since >= self._timing.patience:
                 self._silent.add(host)
+                return False
+        elif error.reason is Reason.QUARANTINED:
+            # The host has just booted: this passes when it has attached and been answered.
+            self._silent_since = None
+            self._quarantined_since = self._quarantined_since or time.monotonic()
+            if time.monotonic() - self._quarantined_since >= self._timing.patience:
                 return False
         else:
             self._silent_since = None

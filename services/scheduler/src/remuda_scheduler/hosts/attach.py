@@ -1,7 +1,8 @@
-"""HostRegistryService.Attach: hello, then heartbeats, inventory and observations; acks down.
+"""HostRegistryService.Attach: hello, then heartbeats, inventory and observations; acks and verdicts down.
 
 What is observed is stored by a task of its own per stream: a heartbeat must not wait for etcd, or a slow etcd
-would make living hosts look silent.
+would make living hosts look silent. Verdicts that are new are said after whatever the host says: so they are
+written from one place, and a heartbeat late at most.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from remuda.scheduler.v1 import registry_pb2_grpc
 from remuda_core.errors import Reason, RemudaError, invalid_argument, permission_denied
 from remuda_core.rpc.context import caller
 
+from remuda_scheduler.hosts.judge import Announcer
 from remuda_scheduler.hosts.registry import Session
 from remuda_scheduler.term import Term
 
@@ -43,6 +45,7 @@ class HostRegistryService(registry_pb2_grpc.HostRegistryServiceServicer):
         session = term.registry.attach(hello)
         absorber = _Absorber(term, session)
         absorber.take(hello.observations)
+        announcer = Announcer(term.judge, session)
         _log.info("host attached", host=hello.host_id, hostname=hello.hostname, boot_id=hello.boot_id)
         try:
             yield pb.AttachResponse(
@@ -60,7 +63,11 @@ class HostRegistryService(registry_pb2_grpc.HostRegistryServiceServicer):
                 answer = await _hear(term, session, absorber, request)
                 if answer is not None:
                     yield answer
+                # A verdict lifts a quarantine: only while nobody else can be leader.
+                if term.leadership.safe and (verdicts := announcer.news()):
+                    yield pb.AttachResponse(verdicts=pb.Verdicts(verdicts=verdicts))
         finally:
+            await announcer.end()
             await absorber.end()
             term.registry.detach(session)
             _log.info("host detached", host=hello.host_id)
@@ -75,14 +82,18 @@ class _Absorber:
     def __init__(self, term: Term, session: Session) -> None:
         self._term = term
         self._session = session
-        self._waiting: list[pb.Observations] = []
+        self._waiting: list[tuple[list[pb.ObservedInstance], bool]] = []
+        """What was observed, and whether that is complete."""
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"observations of {session.host_id}")
 
     def take(self, observations: pb.Observations) -> None:
+        news = self._session.absorb(observations)
+        if news is None:
+            return
         if observations.complete:
             self._waiting.clear()  # it says everything that those say, and newer
-        self._waiting.append(observations)
+        self._waiting.append((news, observations.complete))
         self._wake.set()
 
     def check(self) -> None:
@@ -99,12 +110,8 @@ class _Absorber:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                observations = self._waiting.pop(0)
-                news = self._session.absorb(observations)
-                if news is not None:
-                    await self._term.keeper.observed(
-                        self._session.host_id, news, complete=observations.complete
-                    )
+                news, complete = self._waiting.pop(0)
+                await self._term.keeper.observed(self._session.host_id, news, complete=complete)
 
 
 async def _hear(

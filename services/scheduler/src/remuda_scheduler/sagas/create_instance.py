@@ -16,7 +16,7 @@ from remuda.agent.v1.common_pb2 import DomainSpec
 from remuda.compute.v1.instance_pb2 import CreateInstanceRequest, Instance
 from remuda.store.v1.instance_pb2 import InstanceStatus
 from remuda.store.v1.saga_pb2 import CreateInstanceState
-from remuda_core.errors import RemudaError
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
 from remuda_core.ids import Epoch, HostId, ImageId
 from remuda_core.names import parse_network
@@ -146,7 +146,16 @@ async def undefine_domain(run: _Run) -> None:
 
 
 async def start_guest(run: _Run) -> None:
-    await run.order(run.state.host_id, run.state.epoch, start_domain=StartDomain())
+    try:
+        await run.order(run.state.host_id, run.state.epoch, start_domain=StartDomain())
+    except RemudaError as refusal:
+        if refusal.reason is not Reason.QUARANTINED:
+            raise
+        # The host was booted in the middle of the launch. No record names the copy before the last txn, so no
+        # verdict confirms it: only the order to make it does, which finds everything made.
+        host, epoch, spec = run.state.host_id, run.state.epoch, await _spec(run)
+        await run.order(host, epoch, step="disks_prepared", prepare_disks=PrepareDisks(spec=spec))
+        await run.order(host, epoch, start_domain=StartDomain())
 
 
 async def destroy_guest(run: _Run) -> None:
