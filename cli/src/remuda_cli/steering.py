@@ -30,6 +30,7 @@ class Steering:
     ) -> None:
         self._gateway = gateway
         self._migration = migration
+        self._client_id = str(uuid.uuid4())
         self._note = note
         self._open: dict[str, pb.ControlMigrationRequest] = {}
         self._outbox: queue.SimpleQueue[pb.ControlMigrationRequest | None] = queue.SimpleQueue()
@@ -88,6 +89,7 @@ class Steering:
     def _requests(
         self, outbox: "queue.SimpleQueue[pb.ControlMigrationRequest | None]"
     ) -> Iterator[pb.ControlMigrationRequest]:
-        yield pb.ControlMigrationRequest(attach=pb.AttachToMigration(name=self._migration))
+        attach = pb.AttachToMigration(name=self._migration, client_id=self._client_id)
+        yield pb.ControlMigrationRequest(attach=attach)
         while (command := outbox.get()) is not None:
             yield command

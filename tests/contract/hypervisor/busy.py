@@ -21,7 +21,8 @@ T = TypeVar("T")
 DIRTIER = "while :; do dd if=/dev/urandom of=/tmp/busy bs=64k count=16 conv=notrunc; done"
 # Its kernel has long been loaded. QEMU sends 16 MiB of a disk before it thinks of the cap.
 FILLER = "dd if=/dev/urandom of=/dev/vda1 bs=1M count=22; sync"
-ENOUGH_MS = 3000
+ENOUGH_MS = 60
+FAKE_DISK_BYTES = 10 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,15 @@ class JobSettings:
 
 async def keep_busy(hosts: Hosts, guest: DomainDescription) -> None:
     """The booted guest rewrites about a MiB of its memory from now on, again and again: with a low cap no
-    short pause is enough to move it, one of `ENOUGH_MS` is.
+    short pause is enough to move it, one of `ENOUGH_MS` is on the fake.
     """
     if isinstance(hosts, FakeHosts):
         hosts.fabric.timings = FakeTimings(
-            migrate_disks=0.5, migrate_memory=float("inf"), switch_over=0.1, enough_downtime_ms=ENOUGH_MS
+            migrate_disks=0.5,
+            disk_bytes=FAKE_DISK_BYTES,
+            migrate_memory=float("inf"),
+            switch_over=0.1,
+            enough_downtime_ms=ENOUGH_MS,
         )
         return
     await _execute(hosts, guest, DIRTIER)

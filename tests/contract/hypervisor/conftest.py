@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import uuid
 import xml.etree.ElementTree as ET
@@ -36,9 +37,12 @@ from remuda_lab.lab import Lab
 from remuda_lab.layout import LOCAL_POOL, SHARED_POOL
 from remuda_lab.testing import bare_lab, guest_image
 
+from tests.contract.hypervisor.thawing import Frozen, freeze
+
 __all__ = ["bare_lab", "guest_image"]
 
 LAB_TIMEOUT_SECONDS = 300
+FAKE_MEMORY_MIB = 24
 
 
 class Hosts(Protocol):
@@ -123,7 +127,8 @@ class FakeHosts:
         self.b = FakeHypervisor(self.fabric, "host2")
 
     def described(self, *, shared: bool = False, bootable: bool = False) -> DomainDescription:
-        return _describe(LOCAL_POOL, 10)
+        # Small: every byte of it takes real time under a cap.
+        return replace(_describe(LOCAL_POOL, 10), memory_mib=FAKE_MEMORY_MIB)
 
     async def wait_booted(self, guest: DomainDescription) -> None:
         await asyncio.sleep(0)
@@ -182,8 +187,15 @@ class LabHosts:
     driver: str = "libvirt"
     bandwidth: int = 0
     addresses: dict[str, IPv4Address] = field(default_factory=dict)
+    frozen: dict[bool, Frozen] = field(default_factory=dict)
+    """Those that have booted; on the shared pool, or not."""
 
     def described(self, *, shared: bool = False, bootable: bool = False) -> DomainDescription:
+        if bootable and (known := self.frozen.get(shared)):
+            self.addresses[known.guest.instance_id] = known.address
+            self._make_files("host1", known.guest, shared=shared)
+            known.put_back(self.lab, self._outside("host1", known.guest.disk.parent, shared=shared))
+            return known.guest
         guest = _describe(SHARED_POOL if shared else LOCAL_POOL, 50 + uuid.uuid4().int % 150)
         address = IPv4Address(f"10.78.0.{50 + uuid.uuid4().int % 150}")
         self.addresses[guest.instance_id] = address
@@ -194,8 +206,16 @@ class LabHosts:
         return guest
 
     async def wait_booted(self, guest: DomainDescription) -> None:
-        view = GuestView(init=self.lab.fabric().init, address=self.addresses[guest.instance_id])
+        address = self.addresses[guest.instance_id]
+        view = GuestView(init=self.lab.fabric().init, address=address)
         await asyncio.to_thread(view.wait_up, timeout=120)
+        shared = guest.disk.is_relative_to(SHARED_POOL)
+        if shared not in self.frozen:
+            files = self._outside("host1", guest.disk.parent, shared=shared)
+            self.frozen[shared] = await freeze(self.lab, guest, address, files)
+            self.frozen[shared].put_back(self.lab, files)
+            await self.a.start(guest.instance_id)
+            await asyncio.to_thread(view.wait_up, timeout=120)
 
     def receive(self, guest: DomainDescription) -> None:
         self._make_files("host2", guest, shared=False)
@@ -261,6 +281,8 @@ class LabHosts:
 
     def _make_files(self, host: str, guest: DomainDescription, *, shared: bool) -> None:
         directory = guest.disk.parent
+        # One that is thawed was here before.
+        shutil.rmtree(self._outside(host, directory, shared=shared), ignore_errors=True)
         self._outside(host, directory, shared=shared).mkdir(parents=True)
         base = directory.parent / "contract.raw"
         outside = self._outside(host, base, shared=shared)
@@ -311,6 +333,11 @@ async def _forget_all(hypervisor: Hypervisor) -> None:
         await hypervisor.undefine(view.instance_id)
 
 
+@pytest.fixture(scope="session")
+def frozen() -> dict[bool, Frozen]:
+    return {}
+
+
 @pytest_asyncio.fixture(
     params=[
         "fake",
@@ -323,11 +350,12 @@ async def hosts(request: pytest.FixtureRequest) -> AsyncIterator[Hosts]:
         return
     lab: Lab = request.getfixturevalue("bare_lab")
     image: GuestImage = request.getfixturevalue("guest_image")
+    frozen: dict[bool, Frozen] = request.getfixturevalue("frozen")
     async with AsyncExitStack() as stack:
         a = await stack.enter_async_context(open_libvirt(lab.host("host1").libvirt_uri, TCG))
         b = await stack.enter_async_context(open_libvirt(lab.host("host2").libvirt_uri, TCG))
         try:
-            yield LabHosts(lab=lab, image=image, a=a, b=b)
+            yield LabHosts(lab=lab, image=image, a=a, b=b, frozen=frozen)
         finally:
             await _forget_all(a)
             await _forget_all(b)

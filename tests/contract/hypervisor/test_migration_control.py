@@ -34,7 +34,7 @@ from tests.contract.hypervisor.busy import fill_disk, job_settings, keep_busy
 if TYPE_CHECKING:
     from tests.contract.hypervisor.conftest import Hosts
 
-QUICK, SLOW = 24, 2
+QUICK, SLOW = 32, 2
 """MiB/s: a first pass takes seconds at the one; the guest of `keep_busy` never gets through at the other."""
 PATIENCE = 90.0
 
@@ -58,7 +58,7 @@ class Moving:
             newest = self.seen[-1] if self.seen else None
             return newest is not None and newest.phase == phase and newest.iteration >= iteration
 
-        await wait_for(there, timeout=PATIENCE)
+        await wait_for(there, timeout=PATIENCE, last_status=lambda: self.seen[-1:])
 
     async def command(self, request: MigrateRequest) -> CommandResult:
         request.command_id = str(request.WhichOneof("command"))
@@ -179,7 +179,7 @@ async def test_a_migration_that_cannot_end_ends_when_the_ladder_allows_a_longer_
     hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ladder, "FIRST_DOWNTIME_MS", 1)
-    monkeypatch.setattr(ladder, "STALL_SECONDS", 4.0)
+    monkeypatch.setattr(ladder, "STALL_SECONDS", 2.5)
     monkeypatch.setattr(ladder, "STEP_SECONDS", 0.1)
     policy = MigrationPolicy(bandwidth_mib_s=QUICK, max_downtime_ms=6000)
     async with moving(hosts, tmp_path, policy) as guest:

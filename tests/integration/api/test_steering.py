@@ -65,9 +65,10 @@ async def move(cluster: Cluster, alice: Client, launch: Launch) -> Move:
     return Move(cluster, operation.name, name)
 
 
-async def attached(client: Client, move: Move) -> "ControlCall":
+async def attached(client: Client, move: Move, client_id: str = "") -> "ControlCall":
     call = client.migrations.ControlMigration()
-    await call.write(pb.ControlMigrationRequest(attach=pb.AttachToMigration(name=move.name)))
+    attach = pb.AttachToMigration(name=move.name, client_id=client_id)
+    await call.write(pb.ControlMigrationRequest(attach=attach))
     return call
 
 
@@ -126,6 +127,18 @@ async def test_a_command_without_an_answer_goes_to_the_next_leader_under_the_sam
     assert (await result(call)).command_id == "mine"
     assert len({command.command_id for command in live.commands}) == 1
     assert len(live.commands) == 2
+
+
+@pytest.mark.parametrize(("clients", "commands"), [(("", ""), 2), (("a", "b"), 2), (("a", "a"), 1)])
+async def test_command_ids_are_a_clients_own(
+    cluster: Cluster, alice: Client, move: Move, clients: tuple[str, str], commands: int
+) -> None:
+    for client in clients:
+        call = await attached(alice, move, client)
+        await call.write(bandwidth("1"))
+        assert (await result(call)).command_id == "1"
+        call.cancel()
+    assert len({command.command_id for command in cluster.leader.live.commands}) == commands
 
 
 async def test_commands_wait_while_nobody_leads(cluster: Cluster, alice: Client, move: Move) -> None:

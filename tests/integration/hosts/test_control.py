@@ -127,9 +127,18 @@ async def test_commands_are_answered_and_progress_is_told_until_the_operation_en
 
 
 @pytest.mark.parametrize(
-    ("metadata", "phase", "step"),
+    ("metadata", "phase", "name"),
     [
-        ({"phase": "target_prepared"}, MigrationProgress.PHASE_PREPARING, "target_prepared"),
+        ({"phase": "capacity_reserved"}, MigrationProgress.PHASE_PREPARING, "PREPARING"),
+        (
+            # Another target is tried after the first was in vain.
+            {
+                "phase": "target_prepared",
+                "steps": [OperationStep(name="guest_moved", state=OperationStep.STATE_UNDONE)],
+            },
+            MigrationProgress.PHASE_PREPARING,
+            "PREPARING",
+        ),
         (
             {"phase": "target_finished", "steps": [OperationStep(name="guest_moved")]},
             MigrationProgress.PHASE_FINISHING,
@@ -143,14 +152,31 @@ async def test_commands_are_answered_and_progress_is_told_until_the_operation_en
     ],
 )
 async def test_a_command_outside_the_step_with_the_job_is_refused_with_the_phase(
-    live: Live, metadata: dict[str, Any], phase: int, step: str
+    live: Live, metadata: dict[str, Any], phase: int, name: str
 ) -> None:
     call = await live.control(await live.operation(**metadata))
     await call.write(bandwidth("one"))
     refused = await answer(call)
     assert (refused.effect, refused.phase) == (REFUSED, phase)
     error = from_status(refused.error)
-    assert (error.reason, error.metadata["phase"]) == (Reason.COMMAND_REFUSED, step)
+    assert (error.reason, error.metadata["phase"]) == (Reason.COMMAND_REFUSED, name)
+
+
+async def test_another_command_under_an_id_in_use_does_not_get_the_first_ones_answer(live: Live) -> None:
+    operation = await live.moving()
+    call = await live.control(operation)
+    await call.write(bandwidth("one"))
+    desk = live.term.controls.desk(operation)
+    await wait_for(lambda: desk.unanswered, timeout=WAIT_SECONDS)
+    other = bandwidth("one")
+    other.command.set_bandwidth.mib_per_second = 9
+    await call.write(other)
+    refused = await answer(call)
+    assert (refused.effect, from_status(refused.error).reason) == (REFUSED, Reason.REQUEST_ID_REUSED)
+    following = asyncio.create_task(follow(desk))
+    assert (await answer(call)).effect == APPLIED
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_only_a_running_migration_is_steered(live: Live) -> None:

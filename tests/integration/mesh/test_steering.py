@@ -9,6 +9,7 @@ from remuda.compute.v1.moving_pb2 import CheckMigrationRequest, MigrationCheck
 from remuda_core.testing.waiting import wait_for
 
 from tests.integration.mesh.conftest import Cluster, Instance, Watched, metadata_of
+from tests.integration.mesh.test_metrics import key, scrape_with
 
 if TYPE_CHECKING:
     ControlCall = grpc.aio.StreamStreamCall[pb.ControlMigrationRequest, pb.ControlMigrationResponse]
@@ -133,8 +134,12 @@ async def test_moves_beyond_the_limit_wait_for_their_turn_and_are_seen_to(cluste
     await wait_for(queued, timeout=SECONDS, last_status=lambda: watched[2].seen[-1:])
     seen = metadata_of(watched[2].seen[-1]).progress.queue
     assert (seen.limit, seen.allowed) == (f"outgoing of {cluster.host('alpha')}", 2)
+    leader = await cluster.leader()
+    waiting = key("remuda_migrations_waiting", limit=seen.limit)
+    await scrape_with(cluster, leader, {waiting: 1})
     await cluster.cancel(watched[0].name)
     await watched[2].until(1)
+    await scrape_with(cluster, leader, {waiting: None})
     for one in watched[1:]:
         await cluster.cancel(one.name)
     for one in watched:

@@ -174,6 +174,23 @@ async def test_post_copy_that_libvirt_never_takes_is_refused_with_its_words(sour
     assert (await tell(source, cancel())).effect == APPLIED
 
 
+async def test_post_copy_that_cannot_be_looked_at_for_a_while_is_not_called_ineffective(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    real = source.hypervisor.start_post_copy
+
+    async def and_busy_with_it(*args: Any) -> None:
+        await real(*args)
+        source.fabric.faults["a"].fail("job_stats", "cannot acquire state change lock", times=50)
+
+    monkeypatch.setattr(source.hypervisor, "start_post_copy", and_busy_with_it)
+    job = await begun(source, order(cap=20, post_copy=True))
+    result = await tell(source, post_copy())
+    assert (result.effect, result.phase) == (APPLIED, POST_COPY), result
+    await job.result()
+
+
 async def test_a_pause_is_on_disk_before_the_guest_stands_still(source: Source) -> None:
     source.fabric.timings = FakeTimings(migrate_memory=NEVER)
     gate = source.fabric.faults["a"].hang("pause")

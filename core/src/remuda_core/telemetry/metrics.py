@@ -102,6 +102,12 @@ class Metrics:
         self.migration_iteration = Gauge(
             "remuda_migration_iteration", "Passes over memory so far.", ("instance",), registry=r
         )
+        self.migrations_waiting = Gauge(
+            "remuda_migrations_waiting",
+            "Moves that wait for their turn, by the limit as Progress.queue names it.",
+            ("limit",),
+            registry=r,
+        )
         self.migrations = Counter(
             "remuda_migrations", "Migrations that ended.", ("kind", "result", "reason"), registry=r
         )

@@ -204,7 +204,8 @@ class Obeying:
     ) -> CommandResult | None:
         if phase is Phase.POST_COPY:
             return applied(phase, "the guest has left; the rest of its memory follows it")
-        if trial.told and not trial.late:
+        # What cannot be seen, for libvirt may be busy with it, is not called ineffective yet.
+        if trial.told and not (trial.late and stats is not None) and not trial.blind:
             return None
         if trial.told:
             return not_effective(phase, "libvirt took it, and the guest still runs here")

@@ -61,9 +61,13 @@ class MigrationSteering:
             raise RemudaError(
                 Reason.COMMAND_REFUSED, f"{migration.name} is over: {state}", metadata={"state": state}
             )
-        talk = _Talk(operation, who.principal)
+        # Two clients may choose the same ids, also two of one person: without a name of its own a call is
+        # one by itself.
+        talk = _Talk(operation, f"{who.principal} {first.attach.client_id or uuid.uuid4()}")
         tasks = [
-            asyncio.create_task(talk.guarded(talk.listen(requests, self._admission)), name="commands"),
+            asyncio.create_task(
+                talk.guarded(talk.listen(requests, self._admission, who.principal)), name="commands"
+            ),
             asyncio.create_task(talk.guarded(talk.relay(self._leader)), name="to the leader"),
             asyncio.create_task(talk.guarded(self._end(talk, migration.name, who)), name="end"),
         ]
@@ -88,9 +92,9 @@ class MigrationSteering:
 class _Talk:
     """One stream: commands on their way, answers and the newest progress on theirs."""
 
-    def __init__(self, operation: OperationId, principal: str) -> None:
+    def __init__(self, operation: OperationId, client: str) -> None:
         self.operation = operation
-        self._principal = principal
+        self._client = client
         self._open: dict[str, Request] = {}
         """Sent to the leader and not answered, by the id it has there."""
         self._theirs: dict[str, str] = {}
@@ -134,14 +138,16 @@ class _Talk:
 
     # --- what the client says ---
 
-    async def listen(self, requests: AsyncIterator[Request], admission: OperationAdmission) -> None:
+    async def listen(
+        self, requests: AsyncIterator[Request], admission: OperationAdmission, principal: str
+    ) -> None:
         async for request in requests:
             match request.WhichOneof("command"):
                 case "attach":
                     raise invalid_argument("attach", "only the first message attaches")
                 case "cancel":
                     self._cancels.append(request.command_id)
-                    await admission.cancel(self.operation, principal=self._principal)
+                    await admission.cancel(self.operation, principal=principal)
                 case _:
                     self._ask(request)
 
@@ -166,7 +172,7 @@ class _Talk:
         if not request.command_id:
             return str(uuid.uuid4())
         body = request.SerializeToString(deterministic=True).hex()
-        return str(uuid.uuid5(_NAMESPACE, f"{self._principal} {self.operation} {body}"))
+        return str(uuid.uuid5(_NAMESPACE, f"{self._client} {self.operation} {body}"))
 
     # --- what the leader says ---
 

@@ -44,6 +44,7 @@ def _families(metrics: Metrics) -> tuple[Gauge, ...]:
         metrics.migration_remaining_bytes,
         metrics.migration_dirty,
         metrics.migration_iteration,
+        metrics.migrations_waiting,
     )
 
 
@@ -83,6 +84,8 @@ def _show_operations(metrics: Metrics, term: Term) -> None:
 
 
 def _show_migrations(metrics: Metrics, term: Term) -> None:
+    for limit, count in term.turns.waiting().items():
+        metrics.migrations_waiting.labels(limit).set(count)
     for operation, progress in term.hub.running():
         entry = term.store.operations.get(term.store.keys.operation(operation))
         if entry is not None and progress.HasField("migration"):

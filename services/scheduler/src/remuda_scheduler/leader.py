@@ -182,6 +182,7 @@ class Leader:
             # Backwards: a stream looks at what became of its commands when the progress has ended.
             stack.callback(hub.end_all)
             stack.callback(controls.end_all)
+            turns = Turns(store, parts.migration_limits)
             leader = LeaderRef(cluster_id=leadership.cluster_id, epoch=leadership.epoch)
             services = Services(
                 etcd=parts.etcd,
@@ -192,7 +193,7 @@ class Leader:
                 placement=placer,
                 preflight=preflight,
                 grants=parts.grants,
-                turns=Turns(store, parts.migration_limits),
+                turns=turns,
                 progress=hub,
                 controls=controls,
                 metrics=self._leader_metrics,
@@ -211,6 +212,7 @@ class Leader:
                     agents=agents,
                     placer=placer,
                     preflight=preflight,
+                    turns=turns,
                     hub=hub,
                     controls=controls,
                     on_attached=collecting.begin,

@@ -15,6 +15,7 @@ from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
 from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.store import StoreView
+from remuda_scheduler.turns.turns import Turns
 
 if TYPE_CHECKING:
     from remuda_scheduler.live.control import ControlHub
@@ -32,6 +33,7 @@ class Term:
     agents: AgentClients
     placer: Placer
     preflight: Preflight
+    turns: Turns
     hub: ProgressHub
     controls: "ControlHub"
     on_attached: Callable[[HostId], None]

@@ -462,8 +462,8 @@ class ControlMigrationRequest(_message.Message):
     PAUSE_AND_FINISH_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
-    """Chosen by the client, repeated in the result; at most 64 characters. The same id with the same command has
-    one effect; without an id every message is a command of its own.
+    """Chosen by the client, repeated in the result; at most 64 characters. Of one client (attach.client_id) the
+    same id with the same command has one effect; without an id every message is a command of its own.
     """
     @_builtins.property
     def attach(self) -> Global___AttachToMigration:
@@ -517,16 +517,22 @@ class AttachToMigration(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/instances/{instance}/migrations/{migration}"""
+    client_id: _builtins.str
+    """Chosen by the client, the same on each of its calls; at most 64 characters. Command ids are unique within
+    it, so that what is sent again after a broken call has one effect. Empty: the call is a client of its own.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        client_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

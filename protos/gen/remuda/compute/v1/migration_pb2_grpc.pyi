@@ -42,12 +42,16 @@ class MigrationServiceStub:
     CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
     too late. Closing the call changes nothing.
 
-        command              DISKS                     MEMORY                    later
-        set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
-        set_max_downtime     APPLIED                   APPLIED                   REFUSED
-        switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
-        pause_and_finish     REFUSED                   APPLIED                   REFUSED
-        cancel               APPLIED                   APPLIED                   REFUSED
+        command              PREPARING  DISKS                     MEMORY                    later
+        set_bandwidth        REFUSED    DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+        set_max_downtime     REFUSED    APPLIED                   APPLIED                   REFUSED
+        switch_to_post_copy  REFUSED    REFUSED                   APPLIED, if allowed       REFUSED
+        pause_and_finish     REFUSED    REFUSED                   APPLIED                   REFUSED
+        cancel               APPLIED    APPLIED                   APPLIED                   REFUSED
+
+    PREPARING is everything before the source is told to copy: preflight, the queue, the target's files. That
+    may take hours, in which nobody should believe that a command counts. From then on a command that comes
+    before the job's first figures waits for them, seconds, and is judged by the phase that they show.
     """
 
 @_typing.type_check_only
@@ -64,12 +68,16 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
     too late. Closing the call changes nothing.
 
-        command              DISKS                     MEMORY                    later
-        set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
-        set_max_downtime     APPLIED                   APPLIED                   REFUSED
-        switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
-        pause_and_finish     REFUSED                   APPLIED                   REFUSED
-        cancel               APPLIED                   APPLIED                   REFUSED
+        command              PREPARING  DISKS                     MEMORY                    later
+        set_bandwidth        REFUSED    DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+        set_max_downtime     REFUSED    APPLIED                   APPLIED                   REFUSED
+        switch_to_post_copy  REFUSED    REFUSED                   APPLIED, if allowed       REFUSED
+        pause_and_finish     REFUSED    REFUSED                   APPLIED                   REFUSED
+        cancel               APPLIED    APPLIED                   APPLIED                   REFUSED
+
+    PREPARING is everything before the source is told to copy: preflight, the queue, the target's files. That
+    may take hours, in which nobody should believe that a command counts. From then on a command that comes
+    before the job's first figures waits for them, seconds, and is judged by the phase that they show.
     """
 
 class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -101,12 +109,16 @@ class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
         CommandResult with its command_id: at once, but for cancel, which is answered when all is undone or it was
         too late. Closing the call changes nothing.
 
-            command              DISKS                     MEMORY                    later
-            set_bandwidth        DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
-            set_max_downtime     APPLIED                   APPLIED                   REFUSED
-            switch_to_post_copy  REFUSED                   APPLIED, if allowed       REFUSED
-            pause_and_finish     REFUSED                   APPLIED                   REFUSED
-            cancel               APPLIED                   APPLIED                   REFUSED
+            command              PREPARING  DISKS                     MEMORY                    later
+            set_bandwidth        REFUSED    DEFERRED_TO_MEMORY_PHASE  APPLIED or NOT_EFFECTIVE  REFUSED
+            set_max_downtime     REFUSED    APPLIED                   APPLIED                   REFUSED
+            switch_to_post_copy  REFUSED    REFUSED                   APPLIED, if allowed       REFUSED
+            pause_and_finish     REFUSED    REFUSED                   APPLIED                   REFUSED
+            cancel               APPLIED    APPLIED                   APPLIED                   REFUSED
+
+        PREPARING is everything before the source is told to copy: preflight, the queue, the target's files. That
+        may take hours, in which nobody should believe that a command counts. From then on a command that comes
+        before the job's first figures waits for them, seconds, and is judged by the phase that they show.
         """
 
 def add_MigrationServiceServicer_to_server(servicer: MigrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

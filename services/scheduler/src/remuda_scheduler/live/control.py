@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from remuda.compute.v1.migration_pb2 import CommandResult, ControlMigrationRequest, MigrationProgress
 from remuda.compute.v1.migration_pb2 import ControlMigrationResponse as Event
-from remuda.compute.v1.operation_pb2 import OperationMetadata
+from remuda.compute.v1.operation_pb2 import OperationMetadata, OperationStep
 from remuda.scheduler.v1 import live_pb2 as pb
 from remuda.store.v1.operation_pb2 import OperationRecord
 from remuda_core.errors import Reason, RemudaError, invalid_argument, not_found
@@ -54,8 +54,12 @@ class Desk:
         return {name for name, asked in self._asked.items() if not asked.answer.done()}
 
     async def ask(self, command: ControlMigrationRequest) -> CommandResult:
-        """Waits for the answer. The same id again gets the same one. CancelledError: the term is over."""
+        """Waits for the answer. The same id again gets the same one, unless the command is another: that is
+        refused. CancelledError: the term is over.
+        """
         asked = self._asked.get(command.command_id)
+        if asked is not None and asked.command != command:
+            return _reused(asked.command.command_id)
         if asked is None:
             asked = _Asked(command=command, answer=asyncio.get_running_loop().create_future())
             self._asked[command.command_id] = asked
@@ -212,13 +216,20 @@ def _refusal(command_id: str, record: OperationRecord) -> CommandResult | None:
     undoing = metadata.state == OperationMetadata.STATE_UNDOING
     if metadata.phase == _MOVING and not undoing and not record.done:
         return None
-    if undoing or record.done or any(step.name == _MOVING for step in metadata.steps):
+    if undoing or record.done or _moved(metadata):
         return _over(command_id)
-    return refused(
-        command_id,
-        MigrationProgress.PHASE_PREPARING,
-        _refused("nothing is copied yet: the host has no job to steer", record),
+    error = RemudaError(
+        Reason.COMMAND_REFUSED,
+        "nothing is copied yet: the source has no job to steer",
+        metadata={"phase": "PREPARING", "step": metadata.phase},
     )
+    return refused(command_id, MigrationProgress.PHASE_PREPARING, error)
+
+
+def _moved(metadata: OperationMetadata) -> bool:
+    """Not when the step was undone and another target is tried."""
+    newest = next((step for step in reversed(metadata.steps) if step.name == _MOVING), None)
+    return newest is not None and newest.state not in (OperationStep.STATE_UNDONE, OperationStep.STATE_OWED)
 
 
 def refused(command_id: str, phase: "MigrationProgress.Phase.ValueType", error: RemudaError) -> CommandResult:
@@ -229,6 +240,11 @@ def refused(command_id: str, phase: "MigrationProgress.Phase.ValueType", error: 
         error=to_status(error),
         observed=error.message,
     )
+
+
+def _reused(command_id: str) -> CommandResult:
+    error = RemudaError(Reason.REQUEST_ID_REUSED, f"command {command_id} was another one")
+    return refused(command_id, MigrationProgress.PHASE_PREPARING, error)
 
 
 def _over(command_id: str) -> CommandResult:

@@ -4,6 +4,7 @@ A move runs from its reservation, made in the transaction that ends its wait, to
 the reservation up: when the guest has moved, or when everything is undone.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
@@ -31,12 +32,19 @@ class Turns:
 
     def place(self, operation: OperationId) -> Place | None:
         """None: it may start. Also for one that the caches do not show waiting (yet)."""
+        return self._newest().get(operation)
+
+    def waiting(self) -> Mapping[str, int]:
+        """How many wait, by limit. One that waits for several is counted for that in which it is last."""
+        return Counter(place.limit for place in self._newest().values() if place is not None)
+
+    def _newest(self) -> Mapping[OperationId, Place | None]:
         revision = self._store.journals.revision
         # All that wait look again and again: the queue is counted once for all of them.
         if revision != self._revision:
             self._places = self._counted()
             self._revision = revision
-        return self._places.get(operation)
+        return self._places
 
     def _counted(self) -> Mapping[OperationId, Place | None]:
         running: list[Move] = []

@@ -26,8 +26,6 @@ from remuda_agent.hypervisor.model import (
 )
 
 QEMU_DOWNTIME_MS = 300
-DISK_BYTES = 64 * MIB
-"""What a migration of local disks copies, whatever the guest."""
 
 
 def begin(
@@ -59,7 +57,7 @@ def begin(
     there.paused, there.incoming, there.reason = True, True, "migration"
     there.guest_agent, there.started_at = domain.guest_agent, domain.started_at
     world.tell(request.target_hostname, EventKind.STARTED, instance_id, "migrated")
-    disk_bytes = 0 if request.shared_disks else DISK_BYTES
+    disk_bytes = 0 if request.shared_disks else timings.disk_bytes
     if request.bandwidth_mib_s:
         rate = request.bandwidth_mib_s * MIB
         timings = replace(timings, migrate_disks=max(timings.migrate_disks, disk_bytes / rate))

@@ -40,6 +40,8 @@ class FakeTimings:
     """From the power button to off; ``inf``: the guest ignores it."""
     migrate_disks: float = 0.0
     """Only when disks are copied."""
+    disk_bytes: int = 64 * MIB
+    """What a migration of local disks copies, whatever the guest; longer than above under a low cap."""
     migrate_memory: float = 0.0
     """``inf``: does not converge, until the guest is paused or the downtime is large enough."""
     enough_downtime_ms: int = 0
