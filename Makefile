@@ -20,7 +20,7 @@ PYTEST ?=
 
 .PHONY: help
 help: ## explain the verbs
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- installing ---------------------------------------------------------------------------------
 
@@ -114,6 +114,13 @@ e2e: $(SYNCED) ## end-to-end tests: a lab with real libvirt and guests (as root)
 .PHONY: test
 test: ## everything but the demo, each part timed: setup check unit contract integration e2e
 	@.ci/parts install check unit contract integration e2e
+
+# --- measuring ----------------------------------------------------------------------------------
+
+.PHONY: bench-migration
+bench-migration: setup ## live migration beside plain virsh migrate, into docs/performance.md (as root)
+	@$(BIN)/remuda-bench migration --runs 7 --json docs/performance/migration.json
+	@$(BIN)/python docs/render.py
 
 # --- a cluster to look at -----------------------------------------------------------------------
 

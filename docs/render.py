@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto
+from remuda_bench.migration import figures as migration_figures
+from remuda_bench.migration.report import report as migration_report
 from remuda_cli.exit_codes import MEANINGS
 from remuda_cli.main import build as command_line
 from remuda_cli.verb import COMMON_OPTIONS
@@ -146,7 +148,19 @@ def parameter_rows(parameters: Sequence[Any]) -> list[str]:
     return rows
 
 
-RENDERERS: Mapping[str, Callable[[], str]] = {"api": api, "cli": cli, "errors": errors, "states": states}
+def migration() -> str:
+    """What the last `make bench-migration` measured."""
+    taken = (ROOT / "docs/performance/migration.json").read_text()
+    return migration_report(migration_figures.from_json(taken))
+
+
+RENDERERS: Mapping[str, Callable[[], str]] = {
+    "api": api,
+    "cli": cli,
+    "errors": errors,
+    "migration": migration,
+    "states": states,
+}
 
 
 def rendered(text: str) -> str:

@@ -76,6 +76,28 @@ class FailingDiskMaker(PretendingDiskMaker):
         raise OSError(28, "No space left on device")
 
 
+class SlowDiskMaker(FailingDiskMaker):
+    """Its overlay takes until the config drive has failed, and then its time."""
+
+    async def overlay(self, path: Path, *, base: Path, size_bytes: int) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await super().overlay(path, base=base, size_bytes=size_bytes)
+
+
+async def test_when_one_file_fails_no_program_writes_any_more(pools: Pools, files: PoolInstanceFiles) -> None:
+    with pytest.raises(RemudaError) as failed:
+        await PoolInstanceFiles(pools, SlowDiskMaker()).create(SPEC, OURS)
+    assert failed.value.reason is Reason.DISK_FULL
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, "an undo that comes now would meet it"
+    assert sorted(path.name for path in directory(files).iterdir()) == [
+        "config.img.new",
+        "disk.qcow2",
+        "owner.json",
+    ]
+
+
 async def test_a_full_pool_has_its_own_reason_and_leaves_an_owned_directory(
     pools: Pools, files: PoolInstanceFiles
 ) -> None:

@@ -54,16 +54,16 @@ class PoolInstanceFiles:
         paths = self.paths(spec.pool, owner.instance_id)
         with _disk_full(pool):
             await asyncio.to_thread(self._claim, pool, paths.directory, owner)
-            if not paths.disk.exists():
-                draft = _draft(paths.disk)
-                base = base_path(pool.bases, parse_digest(spec.manifest_digest))
-                await self._maker.overlay(draft, base=base, size_bytes=spec.disk_bytes)
-                await asyncio.to_thread(_publish, draft, paths.disk)
-            if not paths.config_drive.exists():
-                draft = _draft(paths.config_drive)
-                files = config_drive.documents(spec)
-                await self._maker.config_drive(draft, files=files, volume_id=config_drive.volume_id(spec))
-                await asyncio.to_thread(_publish, draft, paths.config_drive)
+            # Two programs side by side. Both have ended when this returns, whatever became of either of them:
+            # an undo must not meet a program that still writes.
+            made = await asyncio.gather(
+                self._make_disk(pool, paths.disk, spec),
+                self._make_config_drive(paths.config_drive, spec),
+                return_exceptions=True,
+            )
+            for failure in made:
+                if failure is not None:
+                    raise failure
         return paths
 
     async def take_over(self, pool: str, owner: Owner) -> None:
@@ -97,6 +97,18 @@ class PoolInstanceFiles:
             for directory in sorted(pool.instances.iterdir())
             if (owner := read_owner(directory)) is not None
         ]
+
+    async def _make_disk(self, pool: Pool, path: Path, spec: DomainSpec) -> None:
+        if not path.exists():
+            draft, base = _draft(path), base_path(pool.bases, parse_digest(spec.manifest_digest))
+            await self._maker.overlay(draft, base=base, size_bytes=spec.disk_bytes)
+            await asyncio.to_thread(_publish, draft, path)
+
+    async def _make_config_drive(self, path: Path, spec: DomainSpec) -> None:
+        if not path.exists():
+            draft, files = _draft(path), config_drive.documents(spec)
+            await self._maker.config_drive(draft, files=files, volume_id=config_drive.volume_id(spec))
+            await asyncio.to_thread(_publish, draft, path)
 
     def _claim(self, pool: Pool, directory: Path, owner: Owner) -> None:
         space = os.statvfs(pool.path)

@@ -1,0 +1,1 @@
+"""What Remuda costs, measured against the tools it stands on; see README.md beside."""

@@ -1,0 +1,1 @@
+"""Live migration by Remuda beside live migration by ``virsh migrate``."""
