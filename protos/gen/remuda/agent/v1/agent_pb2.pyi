@@ -723,6 +723,7 @@ class SurveyResponse(_message.Message):
     DOMAINS_FIELD_NUMBER: _builtins.int
     DIRECTORIES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def domains(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.ObservedInstance]:
         """Every domain of Remuda."""
@@ -733,7 +734,11 @@ class SurveyResponse(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundFile]:
-        """Base images, and what probes or broken fetches have left."""
+        """Base images, what probes or broken fetches have left, and what is not Remuda's."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was looked, the host's clock."""
 
     def __init__(
         self,
@@ -741,10 +746,11 @@ class SurveyResponse(_message.Message):
         domains: _abc.Iterable[_registry_pb2.ObservedInstance] | None = ...,
         directories: _abc.Iterable[Global___FoundDirectory] | None = ...,
         files: _abc.Iterable[Global___FoundFile] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directories", b"directories", "domains", b"domains", "files", b"files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directories", b"directories", "domains", b"domains", "files", b"files", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -764,6 +770,8 @@ class FoundDirectory(_message.Message):
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    POOL_UID_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """UUID of the instance; what the directory is named after."""
     pool: _builtins.str
@@ -778,9 +786,13 @@ class FoundDirectory(_message.Message):
     """Operation in owner.json."""
     role: _builtins.str
     """"owner" or "incoming"."""
+    damage: _builtins.str
+    """Why owner.json cannot be read; empty: it can, or there is none."""
+    pool_uid: _builtins.str
+    """UUID of the pool: equal on two hosts means the same storage."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundFile]:
-        """Files below it."""
+        """Files in it."""
 
     def __init__(
         self,
@@ -793,10 +805,12 @@ class FoundDirectory(_message.Message):
         operation_id: _builtins.str = ...,
         role: _builtins.str = ...,
         files: _abc.Iterable[Global___FoundFile] | None = ...,
+        damage: _builtins.str = ...,
+        pool_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "files", b"files", "instance_id", b"instance_id", "operation_id", b"operation_id", "owner_host_id", b"owner_host_id", "pool", b"pool", "role", b"role", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "epoch", b"epoch", "files", b"files", "instance_id", b"instance_id", "operation_id", b"operation_id", "owner_host_id", b"owner_host_id", "pool", b"pool", "pool_uid", b"pool_uid", "role", b"role", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -823,7 +837,9 @@ class FoundFile(_message.Message):
         KIND_TEMPORARY: FoundFile._Kind.ValueType  # 3
         """Left by a probe or a broken fetch."""
         KIND_OTHER: FoundFile._Kind.ValueType  # 4
-        """Anything else, for example a config drive."""
+        """Anything else in an instance's directory, for example a config drive."""
+        KIND_FOREIGN: FoundFile._Kind.ValueType  # 5
+        """Not made by Remuda, where only Remuda should write; may be a directory."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it is."""
@@ -837,7 +853,9 @@ class FoundFile(_message.Message):
     KIND_TEMPORARY: FoundFile.Kind.ValueType  # 3
     """Left by a probe or a broken fetch."""
     KIND_OTHER: FoundFile.Kind.ValueType  # 4
-    """Anything else, for example a config drive."""
+    """Anything else in an instance's directory, for example a config drive."""
+    KIND_FOREIGN: FoundFile.Kind.ValueType  # 5
+    """Not made by Remuda, where only Remuda should write; may be a directory."""
 
     KIND_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
@@ -893,6 +911,9 @@ class SweepRequest(_message.Message):
 
     LEADER_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """Who asked, for the receipts."""
     @_builtins.property
     def leader(self) -> _common_pb2.LeaderRef:
         """The leader that orders it; an older one is refused."""
@@ -906,10 +927,11 @@ class SweepRequest(_message.Message):
         *,
         leader: _common_pb2.LeaderRef | None = ...,
         targets: _abc.Iterable[Global___SweepTarget] | None = ...,
+        principal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "principal", b"principal", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,6 +946,9 @@ class SweepTarget(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the leader gives it up, for the receipts."""
     @_builtins.property
     def directory(self) -> Global___FoundDirectory:
         """A directory of an instance."""
@@ -942,10 +967,11 @@ class SweepTarget(_message.Message):
         directory: Global___FoundDirectory | None = ...,
         file: Global___FoundFile | None = ...,
         domain: _registry_pb2.ObservedInstance | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "domain", b"domain", "file", b"file", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "domain", b"domain", "file", b"file", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "domain", b"domain", "file", b"file", "reason", b"reason", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["directory", "file", "domain"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

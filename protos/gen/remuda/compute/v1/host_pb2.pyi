@@ -598,18 +598,22 @@ class SweepHostResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
+    LEFT_OFF_FIELD_NUMBER: _builtins.int
+    left_off: _builtins.int
+    """How many more there are: sweep again."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SweepItem]:
-        """What was found, removed or not."""
+        """What was found, removed or not; at most 1000, what can be removed first."""
 
     def __init__(
         self,
         *,
         items: _abc.Iterable[Global___SweepItem] | None = ...,
+        left_off: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "left_off", b"left_off"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,7 +621,7 @@ Global___SweepHostResponse: _TypeAlias = SweepHostResponse  # noqa: Y015
 
 @_typing.final
 class SweepItem(_message.Message):
-    """Something that belongs to nobody."""
+    """Something that no instance of this host needs by its record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -637,6 +641,8 @@ class SweepItem(_message.Message):
         """A definition of an instance that is not here; it is off."""
         KIND_TEMPORARY_FILE: SweepItem._Kind.ValueType  # 4
         """Left by a probe or a broken fetch."""
+        KIND_FOREIGN: SweepItem._Kind.ValueType  # 5
+        """Not made by Remuda, where only Remuda should write; it always stays."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it is."""
@@ -651,6 +657,8 @@ class SweepItem(_message.Message):
     """A definition of an instance that is not here; it is off."""
     KIND_TEMPORARY_FILE: SweepItem.Kind.ValueType  # 4
     """Left by a probe or a broken fetch."""
+    KIND_FOREIGN: SweepItem.Kind.ValueType  # 5
+    """Not made by Remuda, where only Remuda should write; it always stays."""
 
     KIND_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int

@@ -67,15 +67,15 @@ class ReconcileReport(_message.Message):
     """What the record says: state, host and epoch, one line for people."""
     @_builtins.property
     def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundCopy]:
-        """Every copy that was found, the one on record first."""
+        """Every copy that was found, the one on record first; at most 100."""
 
     @_builtins.property
     def repairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Repair]:
-        """In the order they are carried out."""
+        """In the order they are carried out; none: all is as the record says."""
 
     @_builtins.property
     def silent_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """hosts/{uuid} that did not answer: what they hold is not known."""
+        """hosts/{uuid} that did not answer: what they hold is not known. At most 1000."""
 
     def __init__(
         self,

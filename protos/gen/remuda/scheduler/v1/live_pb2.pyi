@@ -3,11 +3,9 @@
 isort:skip_file
 What the api asks of the leader; a standby refuses with NOT_LEADER."""
 
-from collections import abc as _abc
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
 from remuda.compute.v1 import host_pb2 as _host_pb2
 from remuda.compute.v1 import migration_pb2 as _migration_pb2
 from remuda.compute.v1 import moving_pb2 as _moving_pb2
@@ -304,19 +302,19 @@ class SweepHostResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_host_pb2.SweepItem]:
-        """What was found, removed or not."""
+    def response(self) -> _host_pb2.SweepHostResponse:
+        """For the client."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[_host_pb2.SweepItem] | None = ...,
+        response: _host_pb2.SweepHostResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
