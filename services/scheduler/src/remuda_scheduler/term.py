@@ -10,9 +10,11 @@ from remuda_core.ids import HostId
 from remuda_scheduler.hosts.agents import AgentClients
 from remuda_scheduler.hosts.keeper import HostKeeper
 from remuda_scheduler.hosts.registry import HostRegistry
+from remuda_scheduler.janitor.service import Janitor
 from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
 from remuda_scheduler.preflight.service import Preflight
+from remuda_scheduler.reconcile.service import Reconciler
 from remuda_scheduler.store import StoreView
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class Term:
     agents: AgentClients
     placer: Placer
     preflight: Preflight
+    janitor: Janitor
+    reconciler: Reconciler
     hub: ProgressHub
     controls: "ControlHub"
     on_attached: Callable[[HostId], None]
