@@ -14,5 +14,7 @@ class BaseTurns:
         self._turns: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     def turn(self, path: Path) -> asyncio.Lock:
-        """Of the base image that a file of its directory belongs to: all begin with its digest."""
-        return self._turns.setdefault(path.with_name(path.name.partition(".")[0]), asyncio.Lock())
+        """Of the base image that a file of its directory belongs to: all begin with its digest. What begins
+        with a dot belongs to none, and shares a turn.
+        """
+        return self._turns.setdefault(path.parent / path.name.partition(".")[0], asyncio.Lock())
