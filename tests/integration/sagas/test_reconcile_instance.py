@@ -63,6 +63,14 @@ async def test_a_second_copy_that_runs_is_paused_with_its_own_epoch_and_never_mo
     assert cluster.domain(cluster.b, instance) is stray
 
 
+async def test_a_definition_that_is_off_is_removed_in_the_name_of_who_asked(cluster: Cluster) -> None:
+    instance = await cluster.running()
+    cluster.agents.hosts[cluster.b].domains[instance] = FakeDomain(epoch=1, operation="by hand")
+    assert told(await reconciled(cluster, instance)) == [("REMOVE_STRAY", True, "")]
+    assert cluster.domain(cluster.b, instance) is None
+    assert cluster.agents.sweeps == [(cluster.b, "user/alice")]
+
+
 async def test_a_disk_that_is_gone_is_told_in_the_record_and_starts_when_it_is_back(cluster: Cluster) -> None:
     instance = await cluster.running()
     domain, directory = cluster.domain_on(cluster.a, instance), cluster.directory(cluster.a, instance)

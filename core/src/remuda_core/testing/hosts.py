@@ -134,6 +134,8 @@ class FakeHosts:
             made.obedience.host = f"hosts/{host}"
         self.log: list[tuple[HostId, str, str]] = []
         """(host, step, "do" or "undo") of every order that was obeyed, in order."""
+        self.sweeps: list[tuple[HostId, str]] = []
+        """(host, who asked) of every sweep that was obeyed."""
         self.jobs_started = 0
         """Migrations that were begun, joins not counted."""
         self.bridges: dict[str, str] = {}
@@ -160,7 +162,13 @@ class FakeHosts:
         return self._show(found, instance)
 
     async def survey(
-        self, host: HostId, leader: LeaderRef, *, instance: InstanceId | None, digests: bool, seconds: float
+        self,
+        host: HostId,
+        leader: LeaderRef,
+        *,
+        instance: InstanceId | None,
+        digests: bool,
+        seconds: float,  # noqa: ARG002
     ) -> SurveyResponse:
         found = self._reach(host)
         self._obey_leader(found, leader)
@@ -173,6 +181,7 @@ class FakeHosts:
         found = self._reach(host)
         self._obey_leader(found, leader)
         receipts = [leftovers.sweep(found, target) for target in targets]
+        self.sweeps.append((host, principal))
         self._answer(found)
         return receipts
 
