@@ -5,6 +5,7 @@ import uuid
 from remuda.compute.v1 import host_pb2, instance_pb2, reconcile_pb2
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda_core.errors import Reason, RemudaError
+from remuda_core.rpc.status import from_status
 
 from tests.integration.api.conftest import Client, Cluster, Launch, metadata_of, refusal
 
@@ -49,12 +50,16 @@ async def test_validate_only_of_reconciling_is_the_leaders_plan_and_admits_nothi
     assert await cluster.keys_under() == before
 
 
-async def test_an_instance_in_any_state_may_be_reconciled(
-    cluster: Cluster, admin: Client, launch: Launch
+async def test_reconciling_is_allowed_in_any_state_to_whoever_may(
+    cluster: Cluster, admin: Client, alice: Client, launch: Launch
 ) -> None:
     web = await launch("web")
-    allowed = await admin.instances.ListAllowedActions(instance_pb2.ListAllowedActionsRequest(name=web.name))
-    assert [one.allowed for one in allowed.actions if one.action == "ReconcileInstance"] == [True]
+    for client, reason in ((admin, None), (alice, Reason.PERMISSION_DENIED)):
+        request = instance_pb2.ListAllowedActionsRequest(name=web.name)
+        allowed = (await client.instances.ListAllowedActions(request)).actions
+        (found,) = [one for one in allowed if one.action == "ReconcileInstance"]
+        assert found.allowed == (reason is None)
+        assert reason is None or from_status(found.refusal).reason is reason
 
 
 async def test_a_host_is_swept_by_the_leader_once_per_request_and_only_for_admins(

@@ -124,7 +124,8 @@ class InstanceHandler(InstanceServiceServicer):
         row = await self._reads.row(request.name)
         holder = names.operation_name(OperationId(row.claim.operation_id)) if row.claim else ""
         instance = instance_message(row.entry, row.status, row.claim)
-        return pb.ListAllowedActionsResponse(actions=allowed_actions(instance, held_by=holder))
+        actions = allowed_actions(instance, held_by=holder, admin=caller().is_admin)
+        return pb.ListAllowedActionsResponse(actions=actions)
 
     async def ListInstanceEvents(
         self, request: pb.ListInstanceEventsRequest, context: Context
