@@ -13,6 +13,7 @@ from remuda_cli.commands import (
     instance,
     instance_check,
     instance_migration,
+    instance_reconcile,
     instance_views,
     migration,
     migration_commands,
@@ -51,6 +52,7 @@ def build() -> typer.Typer:
     instance_views.register(instance.app)
     instance_migration.register(instance.app)
     instance_check.register(instance.app)
+    instance_reconcile.register(instance.app)
     migration_control.register(migration.app)
     migration_commands.register(migration.app)
     app.add_typer(instance.app, name="instance", help="Virtual machines.")

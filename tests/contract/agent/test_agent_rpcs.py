@@ -323,3 +323,37 @@ async def test_the_first_order_after_a_restart_finds_the_job_that_still_runs(
             assert messages[0].accepted.joined
             assert messages[-1].ended.status.code == 0
             assert await target.power() == Instance.POWER_STATE_RUNNING
+
+
+async def test_a_host_is_surveyed_and_swept_for_the_newest_leader_only(hosts: tuple[Host, Host]) -> None:
+    host, _ = hosts
+    await launch(host)
+    leader = LeaderRef(cluster_id=7, epoch=5)
+    found = await host.agent.Survey(pb.SurveyRequest(leader=leader, digests=True))
+    assert [(one.instance_id, one.role, one.epoch) for one in found.directories] == [(INSTANCE, "owner", 1)]
+    assert [one.power_state for one in found.domains] == [Instance.POWER_STATE_RUNNING]
+    assert not any(file.digest for file in found.directories[0].files), "a guest runs on it"
+    nobody = await host.agent.Survey(pb.SurveyRequest(leader=leader, instance_id=str(uuid.uuid4())))
+    assert nobody == pb.SurveyResponse(time=nobody.time)
+    targets = [pb.SweepTarget(domain=found.domains[0]), pb.SweepTarget(directory=found.directories[0])]
+    swept = await host.agent.Sweep(pb.SweepRequest(leader=leader, targets=targets))
+    assert [one.removed for one in swept.receipts] == [False, False]
+    await host.done(start(UNDO))
+    found = await host.agent.Survey(pb.SurveyRequest(leader=leader, instance_id=INSTANCE, digests=True))
+    assert [len(file.digest) for file in found.directories[0].files if file.virtual_bytes] == [32]
+    targets = [pb.SweepTarget(domain=found.domains[0]), pb.SweepTarget(directory=found.directories[0])]
+    await host.agent.Fence(pb.FenceRequest(leader=LeaderRef(cluster_id=7, epoch=6)))
+    for call in (
+        host.agent.Sweep(pb.SweepRequest(leader=leader, targets=targets)),
+        host.agent.Survey(pb.SurveyRequest(leader=leader)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert from_rpc_error(refused.value).reason is Reason.STALE_LEADER
+    assert host.instance_directory.exists()
+    leader = LeaderRef(cluster_id=7, epoch=6)
+    swept = await host.agent.Sweep(pb.SweepRequest(leader=leader, targets=targets, principal="user/root"))
+    assert [one.removed for one in swept.receipts] == [True, True]
+    assert await host.power() == Instance.POWER_STATE_ABSENT
+    assert not host.instance_directory.exists()
+    assert "user/root" in (host.directory / "state" / "receipts.jsonl").read_text()

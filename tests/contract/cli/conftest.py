@@ -28,6 +28,7 @@ from remuda.compute.v1 import (
     network_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
+    reconcile_pb2,
 )
 from remuda.image.v1 import image_pb2, image_pb2_grpc
 from remuda_cli.main import run
@@ -77,6 +78,8 @@ class State:
     networks: dict[str, network_pb2.Network] = field(default_factory=dict)
     migrations: dict[str, migration_pb2.Migration] = field(default_factory=dict)
     operations: dict[str, operations_pb2.Operation] = field(default_factory=dict)
+    report: reconcile_pb2.ReconcileReport = field(default_factory=reconcile_pb2.ReconcileReport)
+    swept: host_pb2.SweepHostResponse = field(default_factory=host_pb2.SweepHostResponse)
     refusals: dict[str, RemudaError] = field(default_factory=dict)
     unavailable: dict[str, int] = field(default_factory=dict)
     """rpc name to how often it still answers UNAVAILABLE."""
@@ -181,6 +184,12 @@ class Fake:
     def LiveMigrateInstance(self, request: Any, context: grpc.ServicerContext) -> operations_pb2.Operation:
         return self._verb("LiveMigrateInstance", request, context)
 
+    def ReconcileInstance(self, request: Any, context: grpc.ServicerContext) -> operations_pb2.Operation:
+        started = self._verb("ReconcileInstance", request, context)
+        if request.validate_only:
+            started.response.Pack(self.state.report)
+        return started
+
     def UpdateInstance(self, request: Any, context: grpc.ServicerContext) -> instance_pb2.Instance:
         self._enter("UpdateInstance", request, context)
         return instance_pb2.Instance(name=request.instance.name, labels=request.instance.labels)
@@ -268,6 +277,10 @@ class Fake:
     def DeleteHost(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:
         self._enter("DeleteHost", request, context)
         return empty_pb2.Empty()
+
+    def SweepHost(self, request: Any, context: grpc.ServicerContext) -> Message:
+        self._enter("SweepHost", request, context)
+        return self.state.swept
 
     def ExplainPlacement(self, request: Any, context: grpc.ServicerContext) -> Message:
         self._enter("ExplainPlacement", request, context)

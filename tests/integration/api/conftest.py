@@ -13,7 +13,15 @@ import pytest_asyncio
 from google.longrunning import operations_pb2 as lro
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.protobuf.message import Message
-from remuda.compute.v1 import flavor_pb2, instance_pb2, moving_pb2, network_pb2, operation_pb2
+from remuda.compute.v1 import (
+    flavor_pb2,
+    host_pb2,
+    instance_pb2,
+    moving_pb2,
+    network_pb2,
+    operation_pb2,
+    reconcile_pb2,
+)
 from remuda.compute.v1.flavor_pb2_grpc import FlavorServiceStub
 from remuda.compute.v1.host_pb2_grpc import HostServiceStub
 from remuda.compute.v1.instance_pb2_grpc import InstanceServiceStub
@@ -113,6 +121,10 @@ class Live(LiveServiceServicer):
         self.refusal: RemudaError | None = None
         self.checked: list[live_pb2.CheckMigrationRequest] = []
         self.check = moving_pb2.CheckMigrationResponse()
+        self.planned: list[str] = []
+        self.report = reconcile_pb2.ReconcileReport(intended="RUNNING")
+        self.sweeps: list[live_pb2.SweepHostRequest] = []
+        self.swept = host_pb2.SweepHostResponse()
         self.commands: list[ControlMigrationRequest] = []
         self.deaf = False
         """Commands arrive and are not answered."""
@@ -140,6 +152,20 @@ class Live(LiveServiceServicer):
             raise self.refusal
         self.checked.append(request)
         return live_pb2.CheckMigrationResponse(response=self.check)
+
+    async def PlanReconcile(
+        self, request: live_pb2.PlanReconcileRequest, context: object
+    ) -> live_pb2.PlanReconcileResponse:
+        self.planned.append(request.instance_id)
+        return live_pb2.PlanReconcileResponse(report=self.report)
+
+    async def SweepHost(
+        self, request: live_pb2.SweepHostRequest, context: object
+    ) -> live_pb2.SweepHostResponse:
+        if self.refusal is not None:
+            raise self.refusal
+        self.sweeps.append(request)
+        return live_pb2.SweepHostResponse(response=self.swept)
 
     async def ControlMigration(
         self, request_iterator: AsyncIterator[live_pb2.ControlMigrationRequest], context: object

@@ -248,7 +248,7 @@ class Hosts:
                 ops.put(self.keys.instance_status(instance), status.SerializeToString()),
             ]
         )
-        await agent.hypervisor.define(_description(instance, epoch))
+        await agent.hypervisor.define(description(instance, epoch))
         await agent.hypervisor.start(instance)
         if not held_by:
             await self.etcd.delete(self.keys.claim(instance))
@@ -256,7 +256,7 @@ class Hosts:
 
     async def copy(self, agent: FakeAgent, instance: InstanceId, *, epoch: int) -> None:
         """A definition by nobody's order."""
-        await agent.hypervisor.define(_description(instance, epoch))
+        await agent.hypervisor.define(description(instance, epoch))
 
     async def instance_status(self, instance: InstanceId) -> InstanceStatus:
         kv = await self.etcd.get(self.keys.instance_status(instance))
@@ -325,7 +325,7 @@ class Peer:
         return answer
 
 
-def _description(instance: InstanceId, epoch: int) -> DomainDescription:
+def description(instance: InstanceId, epoch: int) -> DomainDescription:
     return DomainDescription(
         instance_id=instance,
         title=instance,

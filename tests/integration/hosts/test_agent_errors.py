@@ -66,6 +66,7 @@ class BrokenAgent(
     async def DescribeGuest(self, request: Any, context: Any) -> Any:
         await self._fail(context)
 
+    Survey = Sweep = DescribeGuest
     AssessGuest = ResolveHost = Connect = OpenLibvirt = DescribeGuest
     WriteNonce = ReadNonce = RemoveNonce = MeasureDirtyRate = DescribeGuest
 
@@ -116,6 +117,10 @@ CALLS: dict[str, Callable[[AgentClients], Awaitable[object]]] = {
     "fence": lambda agents: agents.fence(HOST, LeaderRef(epoch=1)),
     "observe": lambda agents: agents.observe(HOST, INSTANCE),
     "read_console": lambda agents: agents.read_console(HOST, INSTANCE, 1),
+    "survey": lambda agents: agents.survey(
+        HOST, LeaderRef(epoch=1), instance=INSTANCE, digests=False, seconds=5
+    ),
+    "sweep": lambda agents: agents.sweep(HOST, LeaderRef(epoch=1), [], principal="user/root"),
     "run_step": lambda agents: agents.run_step(HOST, agent_pb2.RunStepRequest()),
     "migrate": lambda agents: agents.migrate(
         HOST,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
+_SWEEP_SECONDS = 600.0
+
 
 @verb(app, "create", mutates=True)
 def create(
@@ -137,6 +139,40 @@ def uncordon(session: Session, host: HostArg, request: RequestIdOption = "") -> 
         validate_only=session.dry_run,
     )
     _changed(session, gateway.call(gateway.hosts.UncordonHost, message))
+
+
+@verb(app, "sweep", mutates=True, destroys=True)
+def sweep(session: Session, host: HostArg, request: RequestIdOption = "") -> None:
+    """List what lies on a host and no instance needs, and remove what can be removed safely.
+
+    With --dry-run only list. Never a disk of which no other copy is proven.
+    """
+    from remuda.compute.v1 import host_pb2
+
+    from remuda_cli import resolve
+    from remuda_cli.output.units import human_bytes
+
+    gateway = session.gateway
+    found = resolve.host(gateway, host)
+    session.confirm(f"Remove from host {found.display_name} what no instance needs (--dry-run lists it)?")
+    answer = gateway.call(
+        gateway.hosts.SweepHost,
+        host_pb2.SweepHostRequest(
+            name=found.name, request_id=request_id(request), validate_only=session.dry_run
+        ),
+        # Disks may have to be compared byte by byte.
+        timeout=_SWEEP_SECONDS,
+    )
+    if not session.format.for_people:
+        session.show(answer)
+        return
+    session.show_all(host_pb2.SweepItem, list(answer.items))
+    gone = [item for item in answer.items if (item.removable if session.dry_run else item.removed)]
+    size = human_bytes(sum(item.size_bytes for item in gone))
+    did = "dry run, nothing was done; would be removed" if session.dry_run else "removed"
+    more = f"; {answer.left_off} more are not shown, sweep again" if answer.left_off else ""
+    stay = len(answer.items) - len(gone)
+    session.note(f"host {found.display_name}: {did}: {len(gone)} ({size}); stays: {stay}{more}")
 
 
 @verb(app, "explain-placement")

@@ -44,6 +44,12 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}" if number else ""
 
 
+def _swept(item: host_pb2.SweepItem) -> str:
+    if item.removed:
+        return "removed"
+    return "removable" if item.removable else "stays"
+
+
 def _refusal(action: instance_pb2.AllowedAction) -> str:
     return action.refusal.message
 
@@ -162,6 +168,15 @@ _VERDICT = (
     Column("WEIGHTS", lambda m, _: " ".join(f"{k}={v:.3f}" for k, v in sorted(m.weights.items())), wide=True),
 )
 
+_SWEPT = (
+    Column("KIND", lambda m, _: enum_word(m, "kind")),
+    Column("WHAT", lambda m, _: _swept(m)),
+    Column("PATH", lambda m, _: m.path),
+    Column("SIZE", lambda m, _: human_bytes(m.size_bytes) if m.size_bytes else ""),
+    Column("REASON", lambda m, _: m.reason),
+    Column("INSTANCE", lambda m, _: m.instance_id, wide=True),
+)
+
 _BY_TYPE: Mapping[str, Sequence[Column]] = {
     kind.DESCRIPTOR.full_name: columns
     for kind, columns in (
@@ -175,6 +190,7 @@ _BY_TYPE: Mapping[str, Sequence[Column]] = {
         (event_pb2.InstanceEvent, _EVENT),
         (instance_pb2.AllowedAction, _ACTION),
         (operation_pb2.HostVerdict, _VERDICT),
+        (host_pb2.SweepItem, _SWEPT),
     )
 }
 

@@ -84,6 +84,7 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "CheckMigration": Rule(
                     users=True, projects=("name",), admin_fields=("target_host", "probe_limit")
                 ),
+                "ReconcileInstance": Rule(users=True, admin=True, projects=("name",)),
                 "ListAllowedActions": _NAME,
                 "ListInstanceEvents": _PARENT,
                 "WatchInstances": _ANY_PARENT,
@@ -108,6 +109,7 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "DeleteHost": _ADMIN,
                 "CordonHost": _ADMIN,
                 "UncordonHost": _ADMIN,
+                "SweepHost": _ADMIN,
                 "ExplainPlacement": _ADMIN,
             },
         ),
@@ -153,6 +155,8 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "ReadConsole": _API,
                 "CheckMigration": _API,
                 "ControlMigration": _API,
+                "PlanReconcile": _API,
+                "SweepHost": _API,
             },
         ),
         **_service(
@@ -162,6 +166,8 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "RunStep": _SCHEDULER,
                 "ObserveInstance": _SCHEDULER,
                 "ReadConsole": _SCHEDULER,
+                "Survey": _SCHEDULER,
+                "Sweep": _SCHEDULER,
             },
         ),
         **_service("remuda.agent.v1.MigrationService", {"Migrate": _SCHEDULER}),

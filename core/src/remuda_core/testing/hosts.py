@@ -5,12 +5,19 @@ silent (the order is lost, or it is obeyed and the answer is lost) or makes a st
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
+from remuda.agent.v1.agent_pb2 import (
+    FoundFile,
+    RunStepRequest,
+    StepOutput,
+    SurveyResponse,
+    SweepReceipt,
+    SweepTarget,
+)
 from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
 from remuda.compute.v1.instance_pb2 import Instance
@@ -21,6 +28,7 @@ from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.status import to_status
+from remuda_core.testing import leftovers
 from remuda_core.testing.steering import Obedience, Steering
 
 RUNNING = Instance.POWER_STATE_RUNNING
@@ -48,6 +56,9 @@ class FakeDirectory:
     operation: str
     role: str = "owner"
     shared: bool = False
+    pool: str = "local"
+    disk: bool = True
+    """Its disk is where it belongs."""
 
 
 class Silence(Enum):
@@ -80,6 +91,8 @@ class FakeHost:
     id: HostId
     domains: dict[InstanceId, FakeDomain] = field(default_factory=dict)
     directories: dict[InstanceId, FakeDirectory] = field(default_factory=dict)
+    files: list[FoundFile] = field(default_factory=list)
+    """Besides those of instances."""
     leader: int = 0
     silence: Silence | None = None
     silent_for: int = -1
@@ -121,6 +134,8 @@ class FakeHosts:
             made.obedience.host = f"hosts/{host}"
         self.log: list[tuple[HostId, str, str]] = []
         """(host, step, "do" or "undo") of every order that was obeyed, in order."""
+        self.sweeps: list[tuple[HostId, str]] = []
+        """(host, who asked) of every sweep that was obeyed."""
         self.jobs_started = 0
         """Migrations that were begun, joins not counted."""
         self.bridges: dict[str, str] = {}
@@ -145,6 +160,30 @@ class FakeHosts:
         found = self._reach(host)
         self._answer(found)
         return self._show(found, instance)
+
+    async def survey(
+        self,
+        host: HostId,
+        leader: LeaderRef,
+        *,
+        instance: InstanceId | None,
+        digests: bool,
+        seconds: float,  # noqa: ARG002
+    ) -> SurveyResponse:
+        found = self._reach(host)
+        self._obey_leader(found, leader)
+        self._answer(found)
+        return leftovers.survey(found, instance, digests=digests)
+
+    async def sweep(
+        self, host: HostId, leader: LeaderRef, targets: Sequence[SweepTarget], *, principal: str
+    ) -> Sequence[SweepReceipt]:
+        found = self._reach(host)
+        self._obey_leader(found, leader)
+        receipts = [leftovers.sweep(found, target) for target in targets]
+        self.sweeps.append((host, principal))
+        self._answer(found)
+        return receipts
 
     async def run_step(
         self, host: HostId, request: RunStepRequest, *, on_progress: Callable[[Progress], None]
@@ -225,15 +264,7 @@ class FakeHosts:
         domain = host.domains.get(instance)
         if domain is None:
             return ObservedInstance(instance_id=instance, power_state=ABSENT)
-        return ObservedInstance(
-            instance_id=instance,
-            epoch=domain.epoch,
-            operation_id=domain.operation,
-            power_state=domain.power,
-            reason=domain.reason,
-            job=domain.job,
-            persistent=domain.persistent,
-        )
+        return leftovers.shown(instance, domain)
 
     # --- steps ---
 
@@ -245,9 +276,14 @@ class FakeHosts:
             raise RemudaError(Reason.STALE_EPOCH, f"{host.id} holds epoch {domain.epoch}")
         match work:
             case "prepare_disks":
-                host.directories[instance] = FakeDirectory(epoch=key.epoch, operation=key.operation_id)
+                host.directories[instance] = FakeDirectory(
+                    epoch=key.epoch, operation=key.operation_id, pool=request.prepare_disks.spec.pool
+                )
             case "define_domain":
-                host.domains.setdefault(instance, FakeDomain(epoch=key.epoch, operation=key.operation_id))
+                made = host.domains.setdefault(
+                    instance, FakeDomain(epoch=key.epoch, operation=key.operation_id)
+                )
+                made.persistent = True
                 return StepOutput(machine_type="pc-q35-7.2")
             case "start_domain" | "stop_domain" | "pause_domain":
                 return self._change_power(host, instance, request)
@@ -258,6 +294,7 @@ class FakeHosts:
                     epoch=key.epoch,
                     operation=key.operation_id,
                     role="incoming",
+                    pool=request.prepare_incoming.spec.pool,
                     shared=request.prepare_incoming.shared_disks,
                 )
                 return StepOutput(bridges=self.bridges)

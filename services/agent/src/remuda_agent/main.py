@@ -24,13 +24,18 @@ from remuda_core.telemetry.metrics import Metrics
 from remuda_agent.attach import Attachment, HostIdentity
 from remuda_agent.console import ConsoleReader
 from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
+from remuda_agent.disks.base_turns import BaseTurns
 from remuda_agent.disks.instance_files import PoolInstanceFiles
 from remuda_agent.disks.makers import PretendingDiskMaker, ProgramDiskMaker
 from remuda_agent.disks.pools import Pool, Pools
+from remuda_agent.disks.readers import PretendingDiskReader, QemuDiskReader
 from remuda_agent.hypervisor import Hypervisor
 from remuda_agent.inventory import Inventory
 from remuda_agent.jobs import JobTable
 from remuda_agent.leaders import LeaderGuard
+from remuda_agent.leftovers.receipts import Receipts
+from remuda_agent.leftovers.surveying import Surveyor
+from remuda_agent.leftovers.sweeping import Sweeper
 from remuda_agent.migrating import Migrations
 from remuda_agent.migration_service import MigrationService
 from remuda_agent.network.bridges import Bridges, PretendedBridges
@@ -112,10 +117,11 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             for store in settings.image_stores
         }
         nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
+        base_turns = BaseTurns()
         steps = StepRunner(
             hypervisor=hypervisor,
             files=files,
-            images=_base_images(settings, pools, stores),
+            images=_base_images(settings, pools, stores, base_turns),
             observer=observer,
             resumes=resumes,
             quarantine=quarantine,
@@ -123,11 +129,28 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             bridges=bridges,
             console_dir=settings.console_dir,
         )
+        surveyor = Surveyor(
+            observer=observer,
+            pools=pools,
+            reader=PretendingDiskReader() if pretending else QemuDiskReader(),
+            host_id=host,
+        )
         agent = AgentService(
             leaders=leaders,
             jobs=jobs,
             steps=steps,
             observer=observer,
+            surveyor=surveyor,
+            sweeper=Sweeper(
+                leaders=leaders,
+                jobs=jobs,
+                hypervisor=hypervisor,
+                surveyor=surveyor,
+                pools=pools,
+                base_turns=base_turns,
+                receipts=Receipts(settings.state_dir),
+                host_id=host,
+            ),
             console=ConsoleReader(settings.console_dir),
             boot_id=boot_id,
         )
@@ -233,13 +256,15 @@ async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes
             changed.set()
 
 
-def _base_images(settings: AgentSettings, pools: Pools, stores: Mapping[str, grpc.aio.Channel]) -> BaseImages:
+def _base_images(
+    settings: AgentSettings, pools: Pools, stores: Mapping[str, grpc.aio.Channel], turns: BaseTurns
+) -> BaseImages:
     if settings.hypervisor == "fake" and not stores:
         return PretendingBaseImages(pools)
     if not stores:
         raise ConfigError("configuration: image_stores: at least one is needed")
     stubs = [ChunkServiceStub(channel) for channel in stores.values()]
-    return FetchedBaseImages(pools, ImageFetcher(stubs, owner=settings.host_uuid))
+    return FetchedBaseImages(pools, ImageFetcher(stubs, owner=settings.host_uuid), turns)
 
 
 def _migration_ports(settings: AgentSettings) -> MigrationPorts:

@@ -13,6 +13,8 @@ from remuda_core.rpc.status import to_status
 from remuda_agent.console import ConsoleReader
 from remuda_agent.jobs import Job, JobTable
 from remuda_agent.leaders import LeaderGuard
+from remuda_agent.leftovers.surveying import Surveyor
+from remuda_agent.leftovers.sweeping import Sweeper
 from remuda_agent.observer import Observer
 from remuda_agent.steps import StepRunner
 
@@ -28,6 +30,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         steps: StepRunner,
         observer: Observer,
         console: ConsoleReader,
+        surveyor: Surveyor,
+        sweeper: Sweeper,
         boot_id: str,
     ) -> None:
         self._leaders = leaders
@@ -35,6 +39,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._steps = steps
         self._observer = observer
         self._console = console
+        self._surveyor = surveyor
+        self._sweeper = sweeper
         self._boot_id = boot_id
 
     async def Fence(
@@ -78,3 +84,20 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> pb.ReadConsoleResponse:
         tail = await self._console.tail(InstanceId(request.instance_id), request.max_bytes)
         return pb.ReadConsoleResponse(output=tail.output, truncated=tail.truncated)
+
+    async def Survey(
+        self,
+        request: pb.SurveyRequest,
+        context: "grpc.aio.ServicerContext[pb.SurveyRequest, pb.SurveyResponse]",
+    ) -> pb.SurveyResponse:
+        self._leaders.acknowledge(request.leader)
+        instance = InstanceId(request.instance_id) if request.instance_id else None
+        return await self._surveyor.survey(instance, digests=request.digests)
+
+    async def Sweep(
+        self,
+        request: pb.SweepRequest,
+        context: "grpc.aio.ServicerContext[pb.SweepRequest, pb.SweepResponse]",
+    ) -> pb.SweepResponse:
+        self._leaders.acknowledge(request.leader)
+        return pb.SweepResponse(receipts=await self._sweeper.sweep(request))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from remuda.compute.v1 import migration_pb2, moving_pb2
+from remuda.compute.v1 import host_pb2, migration_pb2, moving_pb2, reconcile_pb2
 from remuda.compute.v1 import operation_pb2 as public
 from remuda.scheduler.v1 import live_pb2
 from remuda.scheduler.v1.live_pb2_grpc import LiveServiceStub
 from remuda_core.errors import Reason, RemudaError, no_leader
-from remuda_core.ids import InstanceId, OperationId
+from remuda_core.ids import HostId, InstanceId, OperationId
 from remuda_core.rpc.context import outgoing, timeout_for
 from remuda_core.rpc.status import from_rpc_error
 
@@ -36,6 +36,10 @@ _PATIENCE_SECONDS = 2.0
 _CALL_SECONDS = 10.0
 # Real probes on hosts that may not answer.
 _CHECK_SECONDS = 45.0
+# Every host is asked, and one that is silent is waited for.
+_PLAN_SECONDS = 60.0
+# A host is listed, compared with others and swept, one thing after another.
+_SWEEP_SECONDS = 600.0
 # No limit of its own: the caller's deadline counts.
 _STREAM_SECONDS = 24 * 3600.0
 # Jitter of a re-subscription: all watchers of all replicas come back at once after an election.
@@ -101,6 +105,26 @@ class LeaderLink:
 
         async def ask(stub: "LiveServiceAsyncStub") -> live_pb2.CheckMigrationResponse:
             return await stub.CheckMigration(asked, **outgoing(_CHECK_SECONDS))
+
+        return (await self._ask(ask)).response
+
+    async def plan_reconcile(self, instance: InstanceId) -> reconcile_pb2.ReconcileReport:
+        """Raises RemudaError NO_LEADER, INSTANCE_NOT_FOUND."""
+        asked = live_pb2.PlanReconcileRequest(instance_id=instance)
+
+        async def ask(stub: "LiveServiceAsyncStub") -> live_pb2.PlanReconcileResponse:
+            return await stub.PlanReconcile(asked, **outgoing(_PLAN_SECONDS))
+
+        return (await self._ask(ask)).report
+
+    async def sweep_host(
+        self, host: HostId, *, validate_only: bool, principal: str
+    ) -> host_pb2.SweepHostResponse:
+        """Raises RemudaError NO_LEADER, HOST_NOT_FOUND, HOST_UNREACHABLE, STEP_FAILED."""
+        asked = live_pb2.SweepHostRequest(host_id=host, validate_only=validate_only, principal=principal)
+
+        async def ask(stub: "LiveServiceAsyncStub") -> live_pb2.SweepHostResponse:
+            return await stub.SweepHost(asked, **outgoing(_SWEEP_SECONDS))
 
         return (await self._ask(ask)).response
 

@@ -157,7 +157,7 @@ def _services(
         pager=Pager(CacheViews(etcd, caches.hosts, host_pb2.HostRecord)),
         admission=HostAdmission(mutations, resolver, caches),
         resolver=resolver,
-        explainer=leader,
+        leader=leader,
     )
     flavors = FlavorHandler(
         caches,

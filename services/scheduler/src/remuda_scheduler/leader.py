@@ -33,6 +33,7 @@ from remuda_scheduler.hosts.judge import Judge
 from remuda_scheduler.hosts.keeper import HostKeeper
 from remuda_scheduler.hosts.probes import HostProbes
 from remuda_scheduler.hosts.registry import DUPLICATE_WINDOW_SECONDS, HostRegistry
+from remuda_scheduler.janitor.service import Janitor
 from remuda_scheduler.live.control import ControlHub
 from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
@@ -40,6 +41,7 @@ from remuda_scheduler.ports import Grants
 from remuda_scheduler.preflight.prober import Prober
 from remuda_scheduler.preflight.reuse import REUSE_SECONDS, Recent
 from remuda_scheduler.preflight.service import Preflight
+from remuda_scheduler.reconcile.service import Reconciler
 from remuda_scheduler.store import open_store
 from remuda_scheduler.telemetry import LeaderMetrics
 from remuda_scheduler.term import Term
@@ -184,12 +186,13 @@ class Leader:
             stack.callback(controls.end_all)
             turns = Turns(store, parts.migration_limits)
             leader = LeaderRef(cluster_id=leadership.cluster_id, epoch=leadership.epoch)
+            fenced = FencedAgents(agents, leader, store.fenced)
             services = Services(
                 etcd=parts.etcd,
                 keys=parts.keys,
                 store=store,
                 leadership=leadership,
-                agents=FencedAgents(agents, leader, store.fenced),
+                agents=fenced,
                 placement=placer,
                 preflight=preflight,
                 grants=parts.grants,
@@ -213,6 +216,8 @@ class Leader:
                     placer=placer,
                     preflight=preflight,
                     turns=turns,
+                    janitor=Janitor(etcd=parts.etcd, keys=parts.keys, agents=fenced),
+                    reconciler=Reconciler(etcd=parts.etcd, store=store, agents=fenced),
                     hub=hub,
                     controls=controls,
                     on_attached=collecting.begin,

@@ -9,7 +9,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
+from remuda.agent.v1.agent_pb2 import (
+    RunStepRequest,
+    StepOutput,
+    SurveyResponse,
+    SweepReceipt,
+    SweepTarget,
+)
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
 from remuda.compute.v1.migration_pb2 import (
@@ -79,6 +85,18 @@ class Agents(Protocol):
 
     async def observe(self, host: HostId, instance: InstanceId) -> ObservedInstance:
         """`power_state` is ABSENT when the host knows no such domain."""
+        ...
+
+    async def survey(
+        self, host: HostId, leader: LeaderRef, *, instance: InstanceId | None, digests: bool, seconds: float
+    ) -> SurveyResponse:
+        """All that lies there of Remuda, or of the instance; `seconds` is the rpc's own deadline."""
+        ...
+
+    async def sweep(
+        self, host: HostId, leader: LeaderRef, targets: Sequence[SweepTarget], *, principal: str
+    ) -> Sequence[SweepReceipt]:
+        """Removes what is still as it was shown; one receipt per target, in order."""
         ...
 
     async def fence(self, host: HostId, leader: LeaderRef) -> object:

@@ -11,9 +11,11 @@ from remuda_scheduler.hosts.agents import AgentClients
 from remuda_scheduler.hosts.judge import Judge
 from remuda_scheduler.hosts.keeper import HostKeeper
 from remuda_scheduler.hosts.registry import HostRegistry
+from remuda_scheduler.janitor.service import Janitor
 from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
 from remuda_scheduler.preflight.service import Preflight
+from remuda_scheduler.reconcile.service import Reconciler
 from remuda_scheduler.store import StoreView
 from remuda_scheduler.turns.turns import Turns
 
@@ -34,6 +36,8 @@ class Term:
     placer: Placer
     preflight: Preflight
     turns: Turns
+    janitor: Janitor
+    reconciler: Reconciler
     hub: ProgressHub
     controls: "ControlHub"
     on_attached: Callable[[HostId], None]

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from remuda.agent.v1 import common_pb2 as _common_pb2
 from remuda.compute.v1 import operation_pb2 as _operation_pb2
@@ -680,3 +681,350 @@ class ReadConsoleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadConsoleResponse: _TypeAlias = ReadConsoleResponse  # noqa: Y015
+
+@_typing.final
+class SurveyRequest(_message.Message):
+    """Request of Survey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADER_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Only what belongs to this instance; empty: everything."""
+    digests: _builtins.bool
+    """Also the SHA-256 over the guest-visible content of each disk that no QEMU has open; reads it whole."""
+    @_builtins.property
+    def leader(self) -> _common_pb2.LeaderRef:
+        """The leader that asks; an older one is refused."""
+
+    def __init__(
+        self,
+        *,
+        leader: _common_pb2.LeaderRef | None = ...,
+        instance_id: _builtins.str = ...,
+        digests: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "instance_id", b"instance_id", "leader", b"leader"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyRequest: _TypeAlias = SurveyRequest  # noqa: Y015
+
+@_typing.final
+class SurveyResponse(_message.Message):
+    """Response of Survey: all that Remuda has on this host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.ObservedInstance]:
+        """Every domain of Remuda."""
+
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundDirectory]:
+        """Every directory of an instance, on every pool."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundFile]:
+        """Base images, what probes or broken fetches have left, and what is not Remuda's."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was looked, the host's clock."""
+
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[_registry_pb2.ObservedInstance] | None = ...,
+        directories: _abc.Iterable[Global___FoundDirectory] | None = ...,
+        files: _abc.Iterable[Global___FoundFile] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directories", b"directories", "domains", b"domains", "files", b"files", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyResponse: _TypeAlias = SurveyResponse  # noqa: Y015
+
+@_typing.final
+class FoundDirectory(_message.Message):
+    """One directory of one instance on one pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    OWNER_HOST_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    POOL_UID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """UUID of the instance; what the directory is named after."""
+    pool: _builtins.str
+    """Name of the pool."""
+    shared: _builtins.bool
+    """More than one host sees the pool."""
+    owner_host_id: _builtins.str
+    """Host in owner.json, a UUID; empty: there is no owner.json."""
+    epoch: _builtins.int
+    """Epoch in owner.json."""
+    operation_id: _builtins.str
+    """Operation in owner.json."""
+    role: _builtins.str
+    """"owner" or "incoming"."""
+    damage: _builtins.str
+    """Why owner.json cannot be read; empty: it can, or there is none."""
+    pool_uid: _builtins.str
+    """UUID of the pool: equal on two hosts means the same storage."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundFile]:
+        """Files in it."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        shared: _builtins.bool = ...,
+        owner_host_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        operation_id: _builtins.str = ...,
+        role: _builtins.str = ...,
+        files: _abc.Iterable[Global___FoundFile] | None = ...,
+        damage: _builtins.str = ...,
+        pool_uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "epoch", b"epoch", "files", b"files", "instance_id", b"instance_id", "operation_id", b"operation_id", "owner_host_id", b"owner_host_id", "pool", b"pool", "pool_uid", b"pool_uid", "role", b"role", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundDirectory: _TypeAlias = FoundDirectory  # noqa: Y015
+
+@_typing.final
+class FoundFile(_message.Message):
+    """One file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[FoundFile._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: FoundFile._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_DISK: FoundFile._Kind.ValueType  # 1
+        """A disk with what the guest wrote."""
+        KIND_BASE_IMAGE: FoundFile._Kind.ValueType  # 2
+        """Read-only, shared by overlays."""
+        KIND_TEMPORARY: FoundFile._Kind.ValueType  # 3
+        """Left by a probe or a broken fetch."""
+        KIND_OTHER: FoundFile._Kind.ValueType  # 4
+        """Anything else in an instance's directory, for example a config drive."""
+        KIND_FOREIGN: FoundFile._Kind.ValueType  # 5
+        """Not made by Remuda, where only Remuda should write; may be a directory."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What it is."""
+
+    KIND_UNSPECIFIED: FoundFile.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_DISK: FoundFile.Kind.ValueType  # 1
+    """A disk with what the guest wrote."""
+    KIND_BASE_IMAGE: FoundFile.Kind.ValueType  # 2
+    """Read-only, shared by overlays."""
+    KIND_TEMPORARY: FoundFile.Kind.ValueType  # 3
+    """Left by a probe or a broken fetch."""
+    KIND_OTHER: FoundFile.Kind.ValueType  # 4
+    """Anything else in an instance's directory, for example a config drive."""
+    KIND_FOREIGN: FoundFile.Kind.ValueType  # 5
+    """Not made by Remuda, where only Remuda should write; may be a directory."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
+    VIRTUAL_BYTES_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
+    MODIFY_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___FoundFile.Kind.ValueType
+    """See Kind."""
+    pool: _builtins.str
+    """Name of the pool."""
+    path: _builtins.str
+    """Path below the root of the pool."""
+    allocated_bytes: _builtins.int
+    """Bytes on disk."""
+    virtual_bytes: _builtins.int
+    """Size that a guest sees; disks and base images only."""
+    digest: _builtins.bytes
+    """SHA-256 over what a guest sees; empty: not asked for, or a QEMU has it open."""
+    in_use: _builtins.bool
+    """Some disk or running step here needs it: a base image under an overlay, a fetch that goes on."""
+    @_builtins.property
+    def modify_time(self) -> _timestamp_pb2.Timestamp:
+        """Last change, the host's clock."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___FoundFile.Kind.ValueType = ...,
+        pool: _builtins.str = ...,
+        path: _builtins.str = ...,
+        allocated_bytes: _builtins.int = ...,
+        virtual_bytes: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        in_use: _builtins.bool = ...,
+        modify_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["modify_time", b"modify_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "digest", b"digest", "in_use", b"in_use", "kind", b"kind", "modify_time", b"modify_time", "path", b"path", "pool", b"pool", "virtual_bytes", b"virtual_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundFile: _TypeAlias = FoundFile  # noqa: Y015
+
+@_typing.final
+class SweepRequest(_message.Message):
+    """Request of Sweep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADER_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """Who asked, for the receipts."""
+    @_builtins.property
+    def leader(self) -> _common_pb2.LeaderRef:
+        """The leader that orders it; an older one is refused."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SweepTarget]:
+        """What to remove, exactly as Survey showed it: anything that has changed since stays."""
+
+    def __init__(
+        self,
+        *,
+        leader: _common_pb2.LeaderRef | None = ...,
+        targets: _abc.Iterable[Global___SweepTarget] | None = ...,
+        principal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "principal", b"principal", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepRequest: _TypeAlias = SweepRequest  # noqa: Y015
+
+@_typing.final
+class SweepTarget(_message.Message):
+    """One thing to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the leader gives it up, for the receipts."""
+    @_builtins.property
+    def directory(self) -> Global___FoundDirectory:
+        """A directory of an instance."""
+
+    @_builtins.property
+    def file(self) -> Global___FoundFile:
+        """A base image or a temporary file."""
+
+    @_builtins.property
+    def domain(self) -> _registry_pb2.ObservedInstance:
+        """The definition of a domain that is off."""
+
+    def __init__(
+        self,
+        *,
+        directory: Global___FoundDirectory | None = ...,
+        file: Global___FoundFile | None = ...,
+        domain: _registry_pb2.ObservedInstance | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "domain", b"domain", "file", b"file", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "domain", b"domain", "file", b"file", "reason", b"reason", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["directory", "file", "domain"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___SweepTarget: _TypeAlias = SweepTarget  # noqa: Y015
+
+@_typing.final
+class SweepResponse(_message.Message):
+    """Response of Sweep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SweepReceipt]:
+        """One per target, in order."""
+
+    def __init__(
+        self,
+        *,
+        receipts: _abc.Iterable[Global___SweepReceipt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipts", b"receipts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepResponse: _TypeAlias = SweepResponse  # noqa: Y015
+
+@_typing.final
+class SweepReceipt(_message.Message):
+    """What became of one target; kept on the host as well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    removed: _builtins.bool
+    """It is gone; false: it stays."""
+    reason: _builtins.str
+    """Why it stays."""
+    def __init__(
+        self,
+        *,
+        removed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepReceipt: _TypeAlias = SweepReceipt  # noqa: Y015

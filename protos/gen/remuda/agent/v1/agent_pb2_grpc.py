@@ -55,6 +55,16 @@ class AgentServiceStub:
                 request_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.ReadConsoleRequest.SerializeToString,
                 response_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.ReadConsoleResponse.FromString,
                 _registered_method=True)
+        self.Survey = channel.unary_unary(
+                '/remuda.agent.v1.AgentService/Survey',
+                request_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SurveyRequest.SerializeToString,
+                response_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SurveyResponse.FromString,
+                _registered_method=True)
+        self.Sweep = channel.unary_unary(
+                '/remuda.agent.v1.AgentService/Sweep',
+                request_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepRequest.SerializeToString,
+                response_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -89,6 +99,20 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Survey(self, request, context):
+        """Everything of Remuda on this host, or of one instance: domains, directories, files. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sweep(self, request, context):
+        """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +135,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ReadConsole,
                     request_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.ReadConsoleRequest.FromString,
                     response_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.ReadConsoleResponse.SerializeToString,
+            ),
+            'Survey': grpc.unary_unary_rpc_method_handler(
+                    servicer.Survey,
+                    request_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SurveyRequest.FromString,
+                    response_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SurveyResponse.SerializeToString,
+            ),
+            'Sweep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sweep,
+                    request_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepRequest.FromString,
+                    response_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +256,60 @@ class AgentService:
             '/remuda.agent.v1.AgentService/ReadConsole',
             remuda_dot_agent_dot_v1_dot_agent__pb2.ReadConsoleRequest.SerializeToString,
             remuda_dot_agent_dot_v1_dot_agent__pb2.ReadConsoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Survey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.agent.v1.AgentService/Survey',
+            remuda_dot_agent_dot_v1_dot_agent__pb2.SurveyRequest.SerializeToString,
+            remuda_dot_agent_dot_v1_dot_agent__pb2.SurveyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.agent.v1.AgentService/Sweep',
+            remuda_dot_agent_dot_v1_dot_agent__pb2.SweepRequest.SerializeToString,
+            remuda_dot_agent_dot_v1_dot_agent__pb2.SweepResponse.FromString,
             options,
             channel_credentials,
             insecure,

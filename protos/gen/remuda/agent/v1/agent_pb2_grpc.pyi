@@ -41,6 +41,10 @@ class AgentServiceStub:
     """What the hypervisor and the disks show of one instance now."""
     ReadConsole: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReadConsoleRequest, _agent_pb2.ReadConsoleResponse]
     """The tail of a guest's serial console."""
+    Survey: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SurveyRequest, _agent_pb2.SurveyResponse]
+    """Everything of Remuda on this host, or of one instance: domains, directories, files. Changes nothing."""
+    Sweep: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SweepRequest, _agent_pb2.SweepResponse]
+    """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -55,6 +59,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """What the hypervisor and the disks show of one instance now."""
     ReadConsole: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReadConsoleRequest, _agent_pb2.ReadConsoleResponse]  # type: ignore[assignment]
     """The tail of a guest's serial console."""
+    Survey: _aio.UnaryUnaryMultiCallable[_agent_pb2.SurveyRequest, _agent_pb2.SurveyResponse]  # type: ignore[assignment]
+    """Everything of Remuda on this host, or of one instance: domains, directories, files. Changes nothing."""
+    Sweep: _aio.UnaryUnaryMultiCallable[_agent_pb2.SweepRequest, _agent_pb2.SweepResponse]  # type: ignore[assignment]
+    """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Unary, idempotent steps and observation of one host."""
@@ -90,5 +98,21 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ReadConsoleResponse, _abc.Awaitable[_agent_pb2.ReadConsoleResponse]]:
         """The tail of a guest's serial console."""
+
+    @_abc_1.abstractmethod
+    def Survey(
+        self,
+        request: _agent_pb2.SurveyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SurveyResponse, _abc.Awaitable[_agent_pb2.SurveyResponse]]:
+        """Everything of Remuda on this host, or of one instance: domains, directories, files. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def Sweep(
+        self,
+        request: _agent_pb2.SweepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SweepResponse, _abc.Awaitable[_agent_pb2.SweepResponse]]:
+        """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -560,3 +560,142 @@ class ExplainPlacementRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainPlacementRequest: _TypeAlias = ExplainPlacementRequest  # noqa: Y015
+
+@_typing.final
+class SweepHostRequest(_message.Message):
+    """Request of SweepHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}"""
+    validate_only: _builtins.bool
+    """List only."""
+    request_id: _builtins.str
+    """UUID; see CreateHostRequest.request_id."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepHostRequest: _TypeAlias = SweepHostRequest  # noqa: Y015
+
+@_typing.final
+class SweepHostResponse(_message.Message):
+    """Response of SweepHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    LEFT_OFF_FIELD_NUMBER: _builtins.int
+    left_off: _builtins.int
+    """How many more there are: sweep again."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SweepItem]:
+        """What was found, removed or not; at most 1000, what can be removed first."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___SweepItem] | None = ...,
+        left_off: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "left_off", b"left_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepHostResponse: _TypeAlias = SweepHostResponse  # noqa: Y015
+
+@_typing.final
+class SweepItem(_message.Message):
+    """Something that no instance of this host needs by its record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SweepItem._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: SweepItem._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_INSTANCE_DIRECTORY: SweepItem._Kind.ValueType  # 1
+        """A directory of an instance that is not here."""
+        KIND_BASE_IMAGE: SweepItem._Kind.ValueType  # 2
+        """A base image that no overlay here needs."""
+        KIND_DOMAIN: SweepItem._Kind.ValueType  # 3
+        """A definition of an instance that is not here; it is off."""
+        KIND_TEMPORARY_FILE: SweepItem._Kind.ValueType  # 4
+        """Left by a probe or a broken fetch."""
+        KIND_FOREIGN: SweepItem._Kind.ValueType  # 5
+        """Not made by Remuda, where only Remuda should write; it always stays."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What it is."""
+
+    KIND_UNSPECIFIED: SweepItem.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_INSTANCE_DIRECTORY: SweepItem.Kind.ValueType  # 1
+    """A directory of an instance that is not here."""
+    KIND_BASE_IMAGE: SweepItem.Kind.ValueType  # 2
+    """A base image that no overlay here needs."""
+    KIND_DOMAIN: SweepItem.Kind.ValueType  # 3
+    """A definition of an instance that is not here; it is off."""
+    KIND_TEMPORARY_FILE: SweepItem.Kind.ValueType  # 4
+    """Left by a probe or a broken fetch."""
+    KIND_FOREIGN: SweepItem.Kind.ValueType  # 5
+    """Not made by Remuda, where only Remuda should write; it always stays."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REMOVABLE_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    kind: Global___SweepItem.Kind.ValueType
+    """See Kind."""
+    path: _builtins.str
+    """Pool and path below its root, or the domain's name."""
+    instance_id: _builtins.str
+    """UUID of the instance; empty: of none."""
+    size_bytes: _builtins.int
+    """Bytes on disk."""
+    reason: _builtins.str
+    """Why it belongs to nobody, or why it stays."""
+    removable: _builtins.bool
+    """It may be removed."""
+    removed: _builtins.bool
+    """It was removed; the agent has kept a receipt."""
+    def __init__(
+        self,
+        *,
+        kind: Global___SweepItem.Kind.ValueType = ...,
+        path: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        removable: _builtins.bool = ...,
+        removed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "path", b"path", "reason", b"reason", "removable", b"removable", "removed", b"removed", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepItem: _TypeAlias = SweepItem  # noqa: Y015

@@ -67,6 +67,11 @@ class HostServiceStub:
                 request_serializer=remuda_dot_compute_dot_v1_dot_host__pb2.UncordonHostRequest.SerializeToString,
                 response_deserializer=remuda_dot_compute_dot_v1_dot_host__pb2.Host.FromString,
                 _registered_method=True)
+        self.SweepHost = channel.unary_unary(
+                '/remuda.compute.v1.HostService/SweepHost',
+                request_serializer=remuda_dot_compute_dot_v1_dot_host__pb2.SweepHostRequest.SerializeToString,
+                response_deserializer=remuda_dot_compute_dot_v1_dot_host__pb2.SweepHostResponse.FromString,
+                _registered_method=True)
         self.ExplainPlacement = channel.unary_unary(
                 '/remuda.compute.v1.HostService/ExplainPlacement',
                 request_serializer=remuda_dot_compute_dot_v1_dot_host__pb2.ExplainPlacementRequest.SerializeToString,
@@ -120,6 +125,14 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SweepHost(self, request, context):
+        """Finds what lies on a host and belongs to nobody: directories, base images, domains, nonce files. Removes
+        it, with a receipt for each, unless `validate_only`. Never a disk of which no other copy is proven.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainPlacement(self, request, context):
         """Says where a launch would go now, and why not elsewhere; acts on nothing.
         """
@@ -159,6 +172,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.UncordonHost,
                     request_deserializer=remuda_dot_compute_dot_v1_dot_host__pb2.UncordonHostRequest.FromString,
                     response_serializer=remuda_dot_compute_dot_v1_dot_host__pb2.Host.SerializeToString,
+            ),
+            'SweepHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.SweepHost,
+                    request_deserializer=remuda_dot_compute_dot_v1_dot_host__pb2.SweepHostRequest.FromString,
+                    response_serializer=remuda_dot_compute_dot_v1_dot_host__pb2.SweepHostResponse.SerializeToString,
             ),
             'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainPlacement,
@@ -329,6 +347,33 @@ class HostService:
             '/remuda.compute.v1.HostService/UncordonHost',
             remuda_dot_compute_dot_v1_dot_host__pb2.UncordonHostRequest.SerializeToString,
             remuda_dot_compute_dot_v1_dot_host__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.compute.v1.HostService/SweepHost',
+            remuda_dot_compute_dot_v1_dot_host__pb2.SweepHostRequest.SerializeToString,
+            remuda_dot_compute_dot_v1_dot_host__pb2.SweepHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,10 @@ class HostServiceStub:
     """Takes the host out of placement; what runs there stays."""
     UncordonHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.UncordonHostRequest, _host_pb2.Host]
     """Puts the host back into placement."""
+    SweepHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.SweepHostRequest, _host_pb2.SweepHostResponse]
+    """Finds what lies on a host and belongs to nobody: directories, base images, domains, nonce files. Removes
+    it, with a receipt for each, unless `validate_only`. Never a disk of which no other copy is proven.
+    """
     ExplainPlacement: _grpc.UnaryUnaryMultiCallable[_host_pb2.ExplainPlacementRequest, _operation_pb2.PlacementExplanation]
     """Says where a launch would go now, and why not elsewhere; acts on nothing."""
 
@@ -67,6 +71,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """Takes the host out of placement; what runs there stays."""
     UncordonHost: _aio.UnaryUnaryMultiCallable[_host_pb2.UncordonHostRequest, _host_pb2.Host]  # type: ignore[assignment]
     """Puts the host back into placement."""
+    SweepHost: _aio.UnaryUnaryMultiCallable[_host_pb2.SweepHostRequest, _host_pb2.SweepHostResponse]  # type: ignore[assignment]
+    """Finds what lies on a host and belongs to nobody: directories, base images, domains, nonce files. Removes
+    it, with a receipt for each, unless `validate_only`. Never a disk of which no other copy is proven.
+    """
     ExplainPlacement: _aio.UnaryUnaryMultiCallable[_host_pb2.ExplainPlacementRequest, _operation_pb2.PlacementExplanation]  # type: ignore[assignment]
     """Says where a launch would go now, and why not elsewhere; acts on nothing."""
 
@@ -120,6 +128,16 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.Host, _abc.Awaitable[_host_pb2.Host]]:
         """Puts the host back into placement."""
+
+    @_abc_1.abstractmethod
+    def SweepHost(
+        self,
+        request: _host_pb2.SweepHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.SweepHostResponse, _abc.Awaitable[_host_pb2.SweepHostResponse]]:
+        """Finds what lies on a host and belongs to nobody: directories, base images, domains, nonce files. Removes
+        it, with a receipt for each, unless `validate_only`. Never a disk of which no other copy is proven.
+        """
 
     @_abc_1.abstractmethod
     def ExplainPlacement(

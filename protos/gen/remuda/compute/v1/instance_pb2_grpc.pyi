@@ -8,6 +8,7 @@ from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from remuda.compute.v1 import instance_pb2 as _instance_pb2
 from remuda.compute.v1 import moving_pb2 as _moving_pb2
+from remuda.compute.v1 import reconcile_pb2 as _reconcile_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -63,6 +64,10 @@ class InstanceServiceStub:
     """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
     on nothing.
     """
+    ReconcileInstance: _grpc.UnaryUnaryMultiCallable[_reconcile_pb2.ReconcileInstanceRequest, _operations_pb2.Operation]
+    """Compares the record with every copy that hosts show, in libvirt and on disk, and makes it true again;
+    `validate_only` says what would be done. For administrators. Response: ReconcileReport.
+    """
     ListAllowedActions: _grpc.UnaryUnaryMultiCallable[_instance_pb2.ListAllowedActionsRequest, _instance_pb2.ListAllowedActionsResponse]
     """Says for every action whether it is allowed now, and why not."""
     ListInstanceEvents: _grpc.UnaryUnaryMultiCallable[_instance_pb2.ListInstanceEventsRequest, _instance_pb2.ListInstanceEventsResponse]
@@ -104,6 +109,10 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     CheckMigration: _aio.UnaryUnaryMultiCallable[_moving_pb2.CheckMigrationRequest, _moving_pb2.CheckMigrationResponse]  # type: ignore[assignment]
     """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
     on nothing.
+    """
+    ReconcileInstance: _aio.UnaryUnaryMultiCallable[_reconcile_pb2.ReconcileInstanceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Compares the record with every copy that hosts show, in libvirt and on disk, and makes it true again;
+    `validate_only` says what would be done. For administrators. Response: ReconcileReport.
     """
     ListAllowedActions: _aio.UnaryUnaryMultiCallable[_instance_pb2.ListAllowedActionsRequest, _instance_pb2.ListAllowedActionsResponse]  # type: ignore[assignment]
     """Says for every action whether it is allowed now, and why not."""
@@ -197,6 +206,16 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_moving_pb2.CheckMigrationResponse, _abc.Awaitable[_moving_pb2.CheckMigrationResponse]]:
         """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
         on nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ReconcileInstance(
+        self,
+        request: _reconcile_pb2.ReconcileInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Compares the record with every copy that hosts show, in libvirt and on disk, and makes it true again;
+        `validate_only` says what would be done. For administrators. Response: ReconcileReport.
         """
 
     @_abc_1.abstractmethod

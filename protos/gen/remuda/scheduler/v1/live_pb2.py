@@ -24,12 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from remuda.compute.v1 import host_pb2 as remuda_dot_compute_dot_v1_dot_host__pb2
 from remuda.compute.v1 import migration_pb2 as remuda_dot_compute_dot_v1_dot_migration__pb2
 from remuda.compute.v1 import moving_pb2 as remuda_dot_compute_dot_v1_dot_moving__pb2
 from remuda.compute.v1 import operation_pb2 as remuda_dot_compute_dot_v1_dot_operation__pb2
+from remuda.compute.v1 import reconcile_pb2 as remuda_dot_compute_dot_v1_dot_reconcile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremuda/scheduler/v1/live.proto\x12\x13remuda.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a!remuda/compute/v1/migration.proto\x1a\x1eremuda/compute/v1/moving.proto\x1a!remuda/compute/v1/operation.proto\"6\n\x14WatchProgressRequest\x12\x1e\n\x0coperation_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"F\n\x15WatchProgressResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.remuda.compute.v1.Progress\"?\n\x0e\x45xplainRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\"O\n\x0f\x45xplainResponse\x12<\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\'.remuda.compute.v1.PlacementExplanation\"S\n\x12ReadConsoleRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tmax_bytes\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80@ \x00\"8\n\x13ReadConsoleResponse\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"y\n\x15\x43heckMigrationRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x41\n\x07request\x18\x02 \x01(\x0b\x32(.remuda.compute.v1.CheckMigrationRequestB\x06\xbaH\x03\xc8\x01\x01\"U\n\x16\x43heckMigrationResponse\x12;\n\x08response\x18\x01 \x01(\x0b\x32).remuda.compute.v1.CheckMigrationResponse\"y\n\x17\x43ontrolMigrationRequest\x12!\n\x0coperation_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12;\n\x07\x63ommand\x18\x02 \x01(\x0b\x32*.remuda.compute.v1.ControlMigrationRequest\"V\n\x18\x43ontrolMigrationResponse\x12:\n\x05\x65vent\x18\x01 \x01(\x0b\x32+.remuda.compute.v1.ControlMigrationResponse2\x8f\x04\n\x0bLiveService\x12h\n\rWatchProgress\x12).remuda.scheduler.v1.WatchProgressRequest\x1a*.remuda.scheduler.v1.WatchProgressResponse0\x01\x12T\n\x07\x45xplain\x12#.remuda.scheduler.v1.ExplainRequest\x1a$.remuda.scheduler.v1.ExplainResponse\x12`\n\x0bReadConsole\x12\'.remuda.scheduler.v1.ReadConsoleRequest\x1a(.remuda.scheduler.v1.ReadConsoleResponse\x12i\n\x0e\x43heckMigration\x12*.remuda.scheduler.v1.CheckMigrationRequest\x1a+.remuda.scheduler.v1.CheckMigrationResponse\x12s\n\x10\x43ontrolMigration\x12,.remuda.scheduler.v1.ControlMigrationRequest\x1a-.remuda.scheduler.v1.ControlMigrationResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremuda/scheduler/v1/live.proto\x12\x13remuda.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1cremuda/compute/v1/host.proto\x1a!remuda/compute/v1/migration.proto\x1a\x1eremuda/compute/v1/moving.proto\x1a!remuda/compute/v1/operation.proto\x1a!remuda/compute/v1/reconcile.proto\"6\n\x14WatchProgressRequest\x12\x1e\n\x0coperation_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"F\n\x15WatchProgressResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.remuda.compute.v1.Progress\"?\n\x0e\x45xplainRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\"O\n\x0f\x45xplainResponse\x12<\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\'.remuda.compute.v1.PlacementExplanation\"S\n\x12ReadConsoleRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tmax_bytes\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80@ \x00\"8\n\x13ReadConsoleResponse\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"y\n\x15\x43heckMigrationRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x41\n\x07request\x18\x02 \x01(\x0b\x32(.remuda.compute.v1.CheckMigrationRequestB\x06\xbaH\x03\xc8\x01\x01\"U\n\x16\x43heckMigrationResponse\x12;\n\x08response\x18\x01 \x01(\x0b\x32).remuda.compute.v1.CheckMigrationResponse\"5\n\x14PlanReconcileRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"K\n\x15PlanReconcileResponse\x12\x32\n\x06report\x18\x01 \x01(\x0b\x32\".remuda.compute.v1.ReconcileReport\"a\n\x10SweepHostRequest\x12\x19\n\x07host_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x1b\n\tprincipal\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"K\n\x11SweepHostResponse\x12\x36\n\x08response\x18\x01 \x01(\x0b\x32$.remuda.compute.v1.SweepHostResponse\"y\n\x17\x43ontrolMigrationRequest\x12!\n\x0coperation_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12;\n\x07\x63ommand\x18\x02 \x01(\x0b\x32*.remuda.compute.v1.ControlMigrationRequest\"V\n\x18\x43ontrolMigrationResponse\x12:\n\x05\x65vent\x18\x01 \x01(\x0b\x32+.remuda.compute.v1.ControlMigrationResponse2\xd3\x05\n\x0bLiveService\x12h\n\rWatchProgress\x12).remuda.scheduler.v1.WatchProgressRequest\x1a*.remuda.scheduler.v1.WatchProgressResponse0\x01\x12T\n\x07\x45xplain\x12#.remuda.scheduler.v1.ExplainRequest\x1a$.remuda.scheduler.v1.ExplainResponse\x12`\n\x0bReadConsole\x12\'.remuda.scheduler.v1.ReadConsoleRequest\x1a(.remuda.scheduler.v1.ReadConsoleResponse\x12i\n\x0e\x43heckMigration\x12*.remuda.scheduler.v1.CheckMigrationRequest\x1a+.remuda.scheduler.v1.CheckMigrationResponse\x12\x66\n\rPlanReconcile\x12).remuda.scheduler.v1.PlanReconcileRequest\x1a*.remuda.scheduler.v1.PlanReconcileResponse\x12Z\n\tSweepHost\x12%.remuda.scheduler.v1.SweepHostRequest\x1a&.remuda.scheduler.v1.SweepHostResponse\x12s\n\x10\x43ontrolMigration\x12,.remuda.scheduler.v1.ControlMigrationRequest\x1a-.remuda.scheduler.v1.ControlMigrationResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,28 +50,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKMIGRATIONREQUEST'].fields_by_name['instance_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_CHECKMIGRATIONREQUEST'].fields_by_name['request']._loaded_options = None
   _globals['_CHECKMIGRATIONREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_PLANRECONCILEREQUEST'].fields_by_name['instance_id']._loaded_options = None
+  _globals['_PLANRECONCILEREQUEST'].fields_by_name['instance_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_SWEEPHOSTREQUEST'].fields_by_name['host_id']._loaded_options = None
+  _globals['_SWEEPHOSTREQUEST'].fields_by_name['host_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_SWEEPHOSTREQUEST'].fields_by_name['principal']._loaded_options = None
+  _globals['_SWEEPHOSTREQUEST'].fields_by_name['principal']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_CONTROLMIGRATIONREQUEST'].fields_by_name['operation_id']._loaded_options = None
   _globals['_CONTROLMIGRATIONREQUEST'].fields_by_name['operation_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
-  _globals['_WATCHPROGRESSREQUEST']._serialized_start=213
-  _globals['_WATCHPROGRESSREQUEST']._serialized_end=267
-  _globals['_WATCHPROGRESSRESPONSE']._serialized_start=269
-  _globals['_WATCHPROGRESSRESPONSE']._serialized_end=339
-  _globals['_EXPLAINREQUEST']._serialized_start=341
-  _globals['_EXPLAINREQUEST']._serialized_end=404
-  _globals['_EXPLAINRESPONSE']._serialized_start=406
-  _globals['_EXPLAINRESPONSE']._serialized_end=485
-  _globals['_READCONSOLEREQUEST']._serialized_start=487
-  _globals['_READCONSOLEREQUEST']._serialized_end=570
-  _globals['_READCONSOLERESPONSE']._serialized_start=572
-  _globals['_READCONSOLERESPONSE']._serialized_end=628
-  _globals['_CHECKMIGRATIONREQUEST']._serialized_start=630
-  _globals['_CHECKMIGRATIONREQUEST']._serialized_end=751
-  _globals['_CHECKMIGRATIONRESPONSE']._serialized_start=753
-  _globals['_CHECKMIGRATIONRESPONSE']._serialized_end=838
-  _globals['_CONTROLMIGRATIONREQUEST']._serialized_start=840
-  _globals['_CONTROLMIGRATIONREQUEST']._serialized_end=961
-  _globals['_CONTROLMIGRATIONRESPONSE']._serialized_start=963
-  _globals['_CONTROLMIGRATIONRESPONSE']._serialized_end=1049
-  _globals['_LIVESERVICE']._serialized_start=1052
-  _globals['_LIVESERVICE']._serialized_end=1579
+  _globals['_WATCHPROGRESSREQUEST']._serialized_start=278
+  _globals['_WATCHPROGRESSREQUEST']._serialized_end=332
+  _globals['_WATCHPROGRESSRESPONSE']._serialized_start=334
+  _globals['_WATCHPROGRESSRESPONSE']._serialized_end=404
+  _globals['_EXPLAINREQUEST']._serialized_start=406
+  _globals['_EXPLAINREQUEST']._serialized_end=469
+  _globals['_EXPLAINRESPONSE']._serialized_start=471
+  _globals['_EXPLAINRESPONSE']._serialized_end=550
+  _globals['_READCONSOLEREQUEST']._serialized_start=552
+  _globals['_READCONSOLEREQUEST']._serialized_end=635
+  _globals['_READCONSOLERESPONSE']._serialized_start=637
+  _globals['_READCONSOLERESPONSE']._serialized_end=693
+  _globals['_CHECKMIGRATIONREQUEST']._serialized_start=695
+  _globals['_CHECKMIGRATIONREQUEST']._serialized_end=816
+  _globals['_CHECKMIGRATIONRESPONSE']._serialized_start=818
+  _globals['_CHECKMIGRATIONRESPONSE']._serialized_end=903
+  _globals['_PLANRECONCILEREQUEST']._serialized_start=905
+  _globals['_PLANRECONCILEREQUEST']._serialized_end=958
+  _globals['_PLANRECONCILERESPONSE']._serialized_start=960
+  _globals['_PLANRECONCILERESPONSE']._serialized_end=1035
+  _globals['_SWEEPHOSTREQUEST']._serialized_start=1037
+  _globals['_SWEEPHOSTREQUEST']._serialized_end=1134
+  _globals['_SWEEPHOSTRESPONSE']._serialized_start=1136
+  _globals['_SWEEPHOSTRESPONSE']._serialized_end=1211
+  _globals['_CONTROLMIGRATIONREQUEST']._serialized_start=1213
+  _globals['_CONTROLMIGRATIONREQUEST']._serialized_end=1334
+  _globals['_CONTROLMIGRATIONRESPONSE']._serialized_start=1336
+  _globals['_CONTROLMIGRATIONRESPONSE']._serialized_end=1422
+  _globals['_LIVESERVICE']._serialized_start=1425
+  _globals['_LIVESERVICE']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

@@ -6,9 +6,11 @@ What the api asks of the leader; a standby refuses with NOT_LEADER."""
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from remuda.compute.v1 import host_pb2 as _host_pb2
 from remuda.compute.v1 import migration_pb2 as _migration_pb2
 from remuda.compute.v1 import moving_pb2 as _moving_pb2
 from remuda.compute.v1 import operation_pb2 as _operation_pb2
+from remuda.compute.v1 import reconcile_pb2 as _reconcile_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -217,6 +219,106 @@ class CheckMigrationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckMigrationResponse: _TypeAlias = CheckMigrationResponse  # noqa: Y015
+
+@_typing.final
+class PlanReconcileRequest(_message.Message):
+    """Request of PlanReconcile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """UUID of the instance."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanReconcileRequest: _TypeAlias = PlanReconcileRequest  # noqa: Y015
+
+@_typing.final
+class PlanReconcileResponse(_message.Message):
+    """Response of PlanReconcile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report(self) -> _reconcile_pb2.ReconcileReport:
+        """For the client; no repair is done."""
+
+    def __init__(
+        self,
+        *,
+        report: _reconcile_pb2.ReconcileReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanReconcileResponse: _TypeAlias = PlanReconcileResponse  # noqa: Y015
+
+@_typing.final
+class SweepHostRequest(_message.Message):
+    """Request of SweepHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """UUID of the host."""
+    validate_only: _builtins.bool
+    """List only."""
+    principal: _builtins.str
+    """Who asked, for the receipts."""
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        principal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "principal", b"principal", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepHostRequest: _TypeAlias = SweepHostRequest  # noqa: Y015
+
+@_typing.final
+class SweepHostResponse(_message.Message):
+    """Response of SweepHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> _host_pb2.SweepHostResponse:
+        """For the client."""
+
+    def __init__(
+        self,
+        *,
+        response: _host_pb2.SweepHostResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepHostResponse: _TypeAlias = SweepHostResponse  # noqa: Y015
 
 @_typing.final
 class ControlMigrationRequest(_message.Message):

@@ -55,6 +55,16 @@ class LiveServiceStub:
                 request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationRequest.SerializeToString,
                 response_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationResponse.FromString,
                 _registered_method=True)
+        self.PlanReconcile = channel.unary_unary(
+                '/remuda.scheduler.v1.LiveService/PlanReconcile',
+                request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.PlanReconcileRequest.SerializeToString,
+                response_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.PlanReconcileResponse.FromString,
+                _registered_method=True)
+        self.SweepHost = channel.unary_unary(
+                '/remuda.scheduler.v1.LiveService/SweepHost',
+                request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.SweepHostRequest.SerializeToString,
+                response_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.SweepHostResponse.FromString,
+                _registered_method=True)
         self.ControlMigration = channel.stream_stream(
                 '/remuda.scheduler.v1.LiveService/ControlMigration',
                 request_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.ControlMigrationRequest.SerializeToString,
@@ -94,6 +104,20 @@ class LiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanReconcile(self, request, context):
+        """Compares an instance's record with what hosts show, for validate_only; acts on nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SweepHost(self, request, context):
+        """Finds what lies on a host and belongs to nobody; removes it unless validate_only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ControlMigration(self, request_iterator, context):
         """Steers a migration that this leader follows; ends with it. The first message names the operation.
         """
@@ -123,6 +147,16 @@ def add_LiveServiceServicer_to_server(servicer, server):
                     servicer.CheckMigration,
                     request_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationRequest.FromString,
                     response_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationResponse.SerializeToString,
+            ),
+            'PlanReconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanReconcile,
+                    request_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.PlanReconcileRequest.FromString,
+                    response_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.PlanReconcileResponse.SerializeToString,
+            ),
+            'SweepHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.SweepHost,
+                    request_deserializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.SweepHostRequest.FromString,
+                    response_serializer=remuda_dot_scheduler_dot_v1_dot_live__pb2.SweepHostResponse.SerializeToString,
             ),
             'ControlMigration': grpc.stream_stream_rpc_method_handler(
                     servicer.ControlMigration,
@@ -239,6 +273,60 @@ class LiveService:
             '/remuda.scheduler.v1.LiveService/CheckMigration',
             remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationRequest.SerializeToString,
             remuda_dot_scheduler_dot_v1_dot_live__pb2.CheckMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanReconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.scheduler.v1.LiveService/PlanReconcile',
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.PlanReconcileRequest.SerializeToString,
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.PlanReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.scheduler.v1.LiveService/SweepHost',
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.SweepHostRequest.SerializeToString,
+            remuda_dot_scheduler_dot_v1_dot_live__pb2.SweepHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class LiveServiceStub:
     """The tail of a guest's console, from the agent that holds it."""
     CheckMigration: _grpc.UnaryUnaryMultiCallable[_live_pb2.CheckMigrationRequest, _live_pb2.CheckMigrationResponse]
     """Preflight of a move, by real probes on hosts; acts on nothing."""
+    PlanReconcile: _grpc.UnaryUnaryMultiCallable[_live_pb2.PlanReconcileRequest, _live_pb2.PlanReconcileResponse]
+    """Compares an instance's record with what hosts show, for validate_only; acts on nothing."""
+    SweepHost: _grpc.UnaryUnaryMultiCallable[_live_pb2.SweepHostRequest, _live_pb2.SweepHostResponse]
+    """Finds what lies on a host and belongs to nobody; removes it unless validate_only."""
     ControlMigration: _grpc.StreamStreamMultiCallable[_live_pb2.ControlMigrationRequest, _live_pb2.ControlMigrationResponse]
     """Steers a migration that this leader follows; ends with it. The first message names the operation."""
 
@@ -57,6 +61,10 @@ class LiveServiceAsyncStub(LiveServiceStub):
     """The tail of a guest's console, from the agent that holds it."""
     CheckMigration: _aio.UnaryUnaryMultiCallable[_live_pb2.CheckMigrationRequest, _live_pb2.CheckMigrationResponse]  # type: ignore[assignment]
     """Preflight of a move, by real probes on hosts; acts on nothing."""
+    PlanReconcile: _aio.UnaryUnaryMultiCallable[_live_pb2.PlanReconcileRequest, _live_pb2.PlanReconcileResponse]  # type: ignore[assignment]
+    """Compares an instance's record with what hosts show, for validate_only; acts on nothing."""
+    SweepHost: _aio.UnaryUnaryMultiCallable[_live_pb2.SweepHostRequest, _live_pb2.SweepHostResponse]  # type: ignore[assignment]
+    """Finds what lies on a host and belongs to nobody; removes it unless validate_only."""
     ControlMigration: _aio.StreamStreamMultiCallable[_live_pb2.ControlMigrationRequest, _live_pb2.ControlMigrationResponse]  # type: ignore[assignment]
     """Steers a migration that this leader follows; ends with it. The first message names the operation."""
 
@@ -94,6 +102,22 @@ class LiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_live_pb2.CheckMigrationResponse, _abc.Awaitable[_live_pb2.CheckMigrationResponse]]:
         """Preflight of a move, by real probes on hosts; acts on nothing."""
+
+    @_abc_1.abstractmethod
+    def PlanReconcile(
+        self,
+        request: _live_pb2.PlanReconcileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_live_pb2.PlanReconcileResponse, _abc.Awaitable[_live_pb2.PlanReconcileResponse]]:
+        """Compares an instance's record with what hosts show, for validate_only; acts on nothing."""
+
+    @_abc_1.abstractmethod
+    def SweepHost(
+        self,
+        request: _live_pb2.SweepHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_live_pb2.SweepHostResponse, _abc.Awaitable[_live_pb2.SweepHostResponse]]:
+        """Finds what lies on a host and belongs to nobody; removes it unless validate_only."""
 
     @_abc_1.abstractmethod
     def ControlMigration(

@@ -28,10 +28,12 @@ from remuda.agent.v1 import agent_pb2 as remuda_dot_agent_dot_v1_dot_agent__pb2
 from remuda.agent.v1 import migration_pb2 as remuda_dot_agent_dot_v1_dot_migration__pb2
 from remuda.compute.v1 import instance_pb2 as remuda_dot_compute_dot_v1_dot_instance__pb2
 from remuda.compute.v1 import migration_pb2 as remuda_dot_compute_dot_v1_dot_migration__pb2
+from remuda.compute.v1 import reconcile_pb2 as remuda_dot_compute_dot_v1_dot_reconcile__pb2
+from remuda.scheduler.v1 import registry_pb2 as remuda_dot_scheduler_dot_v1_dot_registry__pb2
 from remuda.store.v1 import instance_pb2 as remuda_dot_store_dot_v1_dot_instance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aremuda/store/v1/saga.proto\x12\x0fremuda.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bremuda/agent/v1/agent.proto\x1a\x1fremuda/agent/v1/migration.proto\x1a remuda/compute/v1/instance.proto\x1a!remuda/compute/v1/migration.proto\x1a\x1eremuda/store/v1/instance.proto\"\x7f\n\x13\x43reateInstanceState\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12$\n\x05ports\x18\x04 \x03(\x0b\x32\x15.remuda.store.v1.Port\x12\x14\n\x0cmachine_type\x18\x05 \x01(\t\"\x9f\x01\n\nPowerState\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x36\n\x06\x62\x65\x66ore\x18\x04 \x01(\x0e\x32&.remuda.compute.v1.Instance.PowerState\x12+\n\x06output\x18\x05 \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\"\xae\x06\n\x10LiveMigrateState\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x16\n\x0esource_host_id\x18\x02 \x01(\t\x12\x16\n\x0etarget_host_id\x18\x03 \x01(\t\x12\x14\n\x0csource_epoch\x18\x04 \x01(\x03\x12\x14\n\x0ctarget_epoch\x18\x05 \x01(\x03\x12\x13\n\x0bsource_pool\x18\x06 \x01(\t\x12\x13\n\x0btarget_pool\x18\x07 \x01(\t\x12\x14\n\x0cshared_disks\x18\x08 \x01(\x08\x12<\n\x11\x64\x65sired_run_state\x18\t \x01(\x0e\x32!.remuda.compute.v1.Instance.State\x12.\n\x05\x65nded\x18\n \x01(\x0b\x32\x1f.remuda.agent.v1.MigrationEnded\x12\x37\n\x08timeline\x18\x0b \x03(\x0b\x32%.remuda.compute.v1.MigrationMilestone\x12-\n\x08\x66inished\x18\x0c \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\x12\x18\n\x10refused_host_ids\x18\r \x03(\t\x12#\n\x07refusal\x18\x0e \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nadmit_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x04kind\x18\x10 \x01(\x0e\x32!.remuda.compute.v1.Migration.Kind\x12?\n\x07\x62ridges\x18\x11 \x03(\x0b\x32..remuda.store.v1.LiveMigrateState.BridgesEntry\x12\r\n\x05split\x18\x12 \x01(\x08\x12\x41\n\x08refusals\x18\x19 \x03(\x0b\x32/.remuda.store.v1.LiveMigrateState.RefusalsEntry\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rRefusalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aremuda/store/v1/saga.proto\x12\x0fremuda.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bremuda/agent/v1/agent.proto\x1a\x1fremuda/agent/v1/migration.proto\x1a remuda/compute/v1/instance.proto\x1a!remuda/compute/v1/migration.proto\x1a!remuda/compute/v1/reconcile.proto\x1a\"remuda/scheduler/v1/registry.proto\x1a\x1eremuda/store/v1/instance.proto\"\x7f\n\x13\x43reateInstanceState\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12$\n\x05ports\x18\x04 \x03(\x0b\x32\x15.remuda.store.v1.Port\x12\x14\n\x0cmachine_type\x18\x05 \x01(\t\"\x9f\x01\n\nPowerState\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x36\n\x06\x62\x65\x66ore\x18\x04 \x01(\x0e\x32&.remuda.compute.v1.Instance.PowerState\x12+\n\x06output\x18\x05 \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\"\xae\x06\n\x10LiveMigrateState\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x16\n\x0esource_host_id\x18\x02 \x01(\t\x12\x16\n\x0etarget_host_id\x18\x03 \x01(\t\x12\x14\n\x0csource_epoch\x18\x04 \x01(\x03\x12\x14\n\x0ctarget_epoch\x18\x05 \x01(\x03\x12\x13\n\x0bsource_pool\x18\x06 \x01(\t\x12\x13\n\x0btarget_pool\x18\x07 \x01(\t\x12\x14\n\x0cshared_disks\x18\x08 \x01(\x08\x12<\n\x11\x64\x65sired_run_state\x18\t \x01(\x0e\x32!.remuda.compute.v1.Instance.State\x12.\n\x05\x65nded\x18\n \x01(\x0b\x32\x1f.remuda.agent.v1.MigrationEnded\x12\x37\n\x08timeline\x18\x0b \x03(\x0b\x32%.remuda.compute.v1.MigrationMilestone\x12-\n\x08\x66inished\x18\x0c \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\x12\x18\n\x10refused_host_ids\x18\r \x03(\t\x12#\n\x07refusal\x18\x0e \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nadmit_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x04kind\x18\x10 \x01(\x0e\x32!.remuda.compute.v1.Migration.Kind\x12?\n\x07\x62ridges\x18\x11 \x03(\x0b\x32..remuda.store.v1.LiveMigrateState.BridgesEntry\x12\r\n\x05split\x18\x12 \x01(\x08\x12\x41\n\x08refusals\x18\x19 \x03(\x0b\x32/.remuda.store.v1.LiveMigrateState.RefusalsEntry\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rRefusalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x03\n\x0eReconcileState\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x32\n\x06report\x18\x04 \x01(\x0b\x32\".remuda.compute.v1.ReconcileReport\x12;\n\x06strays\x18\x05 \x03(\x0b\x32+.remuda.store.v1.ReconcileState.StraysEntry\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32!.remuda.compute.v1.Instance.State\x12\x16\n\x0estatus_message\x18\x07 \x01(\t\x12\x37\n\x08observed\x18\x08 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x1aT\n\x0bStraysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,14 +44,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIVEMIGRATESTATE_BRIDGESENTRY']._serialized_options = b'8\001'
   _globals['_LIVEMIGRATESTATE_REFUSALSENTRY']._loaded_options = None
   _globals['_LIVEMIGRATESTATE_REFUSALSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEINSTANCESTATE']._serialized_start=268
-  _globals['_CREATEINSTANCESTATE']._serialized_end=395
-  _globals['_POWERSTATE']._serialized_start=398
-  _globals['_POWERSTATE']._serialized_end=557
-  _globals['_LIVEMIGRATESTATE']._serialized_start=560
-  _globals['_LIVEMIGRATESTATE']._serialized_end=1374
-  _globals['_LIVEMIGRATESTATE_BRIDGESENTRY']._serialized_start=1279
-  _globals['_LIVEMIGRATESTATE_BRIDGESENTRY']._serialized_end=1325
-  _globals['_LIVEMIGRATESTATE_REFUSALSENTRY']._serialized_start=1327
-  _globals['_LIVEMIGRATESTATE_REFUSALSENTRY']._serialized_end=1374
+  _globals['_RECONCILESTATE_STRAYSENTRY']._loaded_options = None
+  _globals['_RECONCILESTATE_STRAYSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATEINSTANCESTATE']._serialized_start=339
+  _globals['_CREATEINSTANCESTATE']._serialized_end=466
+  _globals['_POWERSTATE']._serialized_start=469
+  _globals['_POWERSTATE']._serialized_end=628
+  _globals['_LIVEMIGRATESTATE']._serialized_start=631
+  _globals['_LIVEMIGRATESTATE']._serialized_end=1445
+  _globals['_LIVEMIGRATESTATE_BRIDGESENTRY']._serialized_start=1350
+  _globals['_LIVEMIGRATESTATE_BRIDGESENTRY']._serialized_end=1396
+  _globals['_LIVEMIGRATESTATE_REFUSALSENTRY']._serialized_start=1398
+  _globals['_LIVEMIGRATESTATE_REFUSALSENTRY']._serialized_end=1445
+  _globals['_RECONCILESTATE']._serialized_start=1448
+  _globals['_RECONCILESTATE']._serialized_end=1840
+  _globals['_RECONCILESTATE_STRAYSENTRY']._serialized_start=1756
+  _globals['_RECONCILESTATE_STRAYSENTRY']._serialized_end=1840
 # @@protoc_insertion_point(module_scope)

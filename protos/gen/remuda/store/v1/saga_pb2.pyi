@@ -13,6 +13,8 @@ from remuda.agent.v1 import agent_pb2 as _agent_pb2
 from remuda.agent.v1 import migration_pb2 as _migration_pb2
 from remuda.compute.v1 import instance_pb2 as _instance_pb2_1
 from remuda.compute.v1 import migration_pb2 as _migration_pb2_1
+from remuda.compute.v1 import reconcile_pb2 as _reconcile_pb2
+from remuda.scheduler.v1 import registry_pb2 as _registry_pb2
 from remuda.store.v1 import instance_pb2 as _instance_pb2
 import builtins as _builtins
 import sys
@@ -254,3 +256,80 @@ class LiveMigrateState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LiveMigrateState: _TypeAlias = LiveMigrateState  # noqa: Y015
+
+@_typing.final
+class ReconcileState(_message.Message):
+    """ReconcileInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class StraysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _registry_pb2.ObservedInstance: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _registry_pb2.ObservedInstance | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    STRAYS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """UUID of the host on record."""
+    pool: _builtins.str
+    """Its pool."""
+    epoch: _builtins.int
+    """Epoch of the copy on record."""
+    state: _instance_pb2_1.Instance.State.ValueType
+    """What the record shall say at the end; UNSPECIFIED: what it says."""
+    status_message: _builtins.str
+    """One sentence why."""
+    @_builtins.property
+    def report(self) -> _reconcile_pb2.ReconcileReport:
+        """What was found and decided, and what has been done of it."""
+
+    @_builtins.property
+    def strays(self) -> _containers.MessageMap[_builtins.str, _registry_pb2.ObservedInstance]:
+        """Copies that are not on record, as they were seen, by UUID of their host."""
+
+    @_builtins.property
+    def observed(self) -> _registry_pb2.ObservedInstance:
+        """The copy on record as it was seen last."""
+
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        report: _reconcile_pb2.ReconcileReport | None = ...,
+        strays: _abc.Mapping[_builtins.str, _registry_pb2.ObservedInstance] | None = ...,
+        state: _instance_pb2_1.Instance.State.ValueType = ...,
+        status_message: _builtins.str = ...,
+        observed: _registry_pb2.ObservedInstance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observed", b"observed", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "host_id", b"host_id", "observed", b"observed", "pool", b"pool", "report", b"report", "state", b"state", "status_message", b"status_message", "strays", b"strays"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileState: _TypeAlias = ReconcileState  # noqa: Y015

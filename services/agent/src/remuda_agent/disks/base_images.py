@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +17,17 @@ from remuda_core.images.chunks import Digest
 from remuda_core.images.fetch import FetchProgress, ImageFetcher
 from remuda_core.rpc.status import from_rpc_error
 
+from remuda_agent.disks.base_turns import BaseTurns
 from remuda_agent.disks.pools import Pools
 
 
 class FetchedBaseImages:
     """Implements `remuda_agent.steps.ports.BaseImages` over the image store."""
 
-    def __init__(self, pools: Pools, fetcher: ImageFetcher) -> None:
+    def __init__(self, pools: Pools, fetcher: ImageFetcher, turns: BaseTurns) -> None:
         self._pools = pools
         self._fetcher = fetcher
+        self._turns = turns
 
     async def ensure(
         self,
@@ -37,17 +41,21 @@ class FetchedBaseImages:
         """See the port. What other pools' bases hold already is copied, not fetched."""
         digest = parse_digest(manifest_digest)
         directory = self._pools.get(pool).bases
-        try:
-            return await self._fetcher.fetch(
-                image_id=ImageId(image_id),
-                manifest_digest=digest,
-                grant=grant,
-                directory=directory,
-                known=[other.bases for other in self._pools if other.bases != directory],
-                on_progress=lambda progress: on_progress(_told(progress)),
-            )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        async with self._turns.turn(base_path(directory, digest)):
+            try:
+                base = await self._fetcher.fetch(
+                    image_id=ImageId(image_id),
+                    manifest_digest=digest,
+                    grant=grant,
+                    directory=directory,
+                    known=[other.bases for other in self._pools if other.bases != directory],
+                    on_progress=lambda progress: on_progress(_told(progress)),
+                )
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+            # No overlay lies on it yet: that it was asked for now is what keeps the janitor off it.
+            await asyncio.to_thread(os.utime, base)
+            return base
 
 
 class PretendingBaseImages:

@@ -159,7 +159,7 @@ def _remove(directory: Path, owner: Owner) -> None:
         return
     if owner.role == "incoming" and (found.role == "owner" or found.epoch != owner.epoch):
         return
-    _clear(directory)
+    clear_directory(directory)
 
 
 def _delete(directory: Path, owner: Owner) -> None:
@@ -167,7 +167,7 @@ def _delete(directory: Path, owner: Owner) -> None:
     if found is not None:
         refuse_newer(found, owner)
         if found.host_id == owner.host_id or found.epoch < owner.epoch:
-            _clear(directory)
+            clear_directory(directory)
     else:
         _remove(directory, owner)
     if directory.exists():
@@ -175,11 +175,12 @@ def _delete(directory: Path, owner: Owner) -> None:
         raise RemudaError(Reason.STEP_FAILED, f"{directory} is not removed, it belongs to {whose}")
 
 
-def _clear(directory: Path) -> None:
+def clear_directory(directory: Path) -> None:
+    """Removes it with all that is in it; blocking. Whose it is is for the caller to have checked."""
     # owner.json last: whatever is left by a crash still says whose it is.
     for path in list(directory.iterdir()):
         if path.name != OWNER_FILE:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (directory / OWNER_FILE).unlink()
     directory.rmdir()
     sync_directory(directory.parent)

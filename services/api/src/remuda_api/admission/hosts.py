@@ -1,8 +1,9 @@
-"""CreateHost, DeleteHost, CordonHost, UncordonHost."""
+"""CreateHost, DeleteHost, CordonHost, UncordonHost, SweepHost."""
 
 import hashlib
 import secrets
 from collections import OrderedDict
+from typing import Protocol
 
 from google.protobuf.empty_pb2 import Empty
 from remuda.compute.v1 import host_pb2 as public
@@ -25,6 +26,12 @@ from remuda_api.store.hosts import host_message
 _SETTLE_SECONDS = 3.0
 _TRIES = 10
 _KEPT_TOKENS = 1024
+
+
+class SweepsHosts(Protocol):
+    async def __call__(
+        self, host: HostId, *, validate_only: bool, principal: str
+    ) -> public.SweepHostResponse: ...
 
 
 class HostAdmission:
@@ -172,6 +179,20 @@ class HostAdmission:
             )
 
         return await self._mutations.run(call, attempt, public.Host)
+
+    async def sweep(
+        self, call: Call, request: public.SweepHostRequest, swept_by: SweepsHosts
+    ) -> Answer[public.SweepHostResponse]:
+        """A repeated request is answered with what the first one removed, as long as that is remembered."""
+
+        async def attempt() -> Plan[public.SweepHostResponse]:
+            host, _ = await self._look(request.name)
+            # It touches no key: when its answer cannot be kept for a repeated request, it is done again,
+            # which finds less.
+            swept = await swept_by(host, validate_only=call.validate_only, principal=call.principal)
+            return Plan(response=swept)
+
+        return await self._mutations.run(call, attempt, public.SweepHostResponse)
 
     async def _look(self, name: str) -> tuple[HostId, KeyValue]:
         host = await self._resolver.host(name)

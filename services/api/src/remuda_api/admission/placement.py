@@ -1,9 +1,9 @@
-"""What placement and preflight think of a request that only validates."""
+"""What the leader thinks of a request that only validates: placement, preflight, reconciling."""
 
 from typing import Protocol
 
 from google.protobuf.message import Message
-from remuda.compute.v1 import moving_pb2
+from remuda.compute.v1 import moving_pb2, reconcile_pb2
 from remuda.compute.v1 import operation_pb2 as public
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId
@@ -19,6 +19,10 @@ class Explainer(Protocol):
         self, instance: InstanceId, request: moving_pb2.CheckMigrationRequest
     ) -> moving_pb2.CheckMigrationResponse:
         """Raises RemudaError NO_LEADER, and what the leader's preflight raises."""
+        ...
+
+    async def plan_reconcile(self, instance: InstanceId) -> reconcile_pb2.ReconcileReport:
+        """Raises RemudaError NO_LEADER."""
         ...
 
 

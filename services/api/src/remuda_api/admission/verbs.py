@@ -1,4 +1,4 @@
-"""StartInstance, StopInstance, LiveMigrateInstance, DeleteInstance: who gets the instance's claim."""
+"""Start, Stop, LiveMigrate, Delete and ReconcileInstance: who gets the instance's claim."""
 
 import uuid
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from remuda.compute.v1 import instance_pb2 as public
-from remuda.compute.v1 import moving_pb2
+from remuda.compute.v1 import moving_pb2, reconcile_pb2
 from remuda.store.v1 import instance_pb2 as records
 from remuda.store.v1 import operation_pb2
 from remuda_core import lifecycle, names
@@ -43,6 +43,7 @@ VerbRequest: TypeAlias = (
     | public.StopInstanceRequest
     | moving_pb2.LiveMigrateInstanceRequest
     | public.DeleteInstanceRequest
+    | reconcile_pb2.ReconcileInstanceRequest
 )
 
 # What the owner wants from now on, also if the operation fails.
@@ -223,6 +224,8 @@ class VerbAdmission:
             pending.metadata.preflight.CopyFrom(chosen)
         pending.id = ""
         response: Message = Empty() if action is Action.DELETE else seen.message
+        if isinstance(admitted, reconcile_pb2.ReconcileInstanceRequest):
+            response = await self._explainer.plan_reconcile(seen.name.instance)
         return Plan(response=operation_message(ended(pending, response)))
 
     def _as_wanted(self, action: Action, seen: _Seen, admitted: VerbRequest) -> bool:

@@ -13,10 +13,10 @@ from remuda_core.names import host_name
 from remuda_core.rpc.context import caller
 
 from remuda_api.admission.hosts import HostAdmission
-from remuda_api.admission.placement import Explainer
 from remuda_api.admission.requests import Call
 from remuda_api.admission.resolving import Resolver
 from remuda_api.handlers.revisions import answered, fresh
+from remuda_api.leader import LeaderLink
 from remuda_api.listing.pages import Pager, Query
 from remuda_api.listing.tokens import query_digest
 from remuda_api.reading import Reads
@@ -34,14 +34,14 @@ class HostHandler(HostServiceServicer):
         pager: Pager[Entry[HostRecord]],
         admission: HostAdmission,
         resolver: Resolver,
-        explainer: Explainer,
+        leader: LeaderLink,
     ) -> None:
         self._caches = caches
         self._reads = reads
         self._pager = pager
         self._admission = admission
         self._resolver = resolver
-        self._explainer = explainer
+        self._leader = leader
 
     async def CreateHost(self, request: pb.CreateHostRequest, context: Context) -> pb.CreateHostResponse:
         call = Call.of("CreateHost", request, principal=caller().principal)
@@ -76,6 +76,10 @@ class HostHandler(HostServiceServicer):
         call = Call.of("UncordonHost", request, principal=caller().principal)
         return answered(context, await self._admission.set_cordon(call, request, cordoned=False))
 
+    async def SweepHost(self, request: pb.SweepHostRequest, context: Context) -> pb.SweepHostResponse:
+        call = Call.of("SweepHost", request, principal=caller().principal)
+        return answered(context, await self._admission.sweep(call, request, self._leader.sweep_host))
+
     async def ExplainPlacement(
         self, request: pb.ExplainPlacementRequest, context: Context
     ) -> PlacementExplanation:
@@ -86,4 +90,4 @@ class HostHandler(HostServiceServicer):
         asked.CopyFrom(request)
         if request.host:
             asked.host = host_name(await self._resolver.host(request.host, field="host"))
-        return await self._explainer.explain(asked)
+        return await self._leader.explain(asked)

@@ -6,7 +6,7 @@ from typing import Any
 from google.longrunning.operations_pb2 import Operation
 from grpc.aio import ServicerContext
 from remuda.compute.v1 import instance_pb2 as pb
-from remuda.compute.v1 import moving_pb2
+from remuda.compute.v1 import moving_pb2, reconcile_pb2
 from remuda.compute.v1.instance_pb2_grpc import InstanceServiceServicer
 from remuda_core import names
 from remuda_core.ids import InstanceId, OperationId
@@ -104,6 +104,11 @@ class InstanceHandler(InstanceServiceServicer):
     ) -> Operation:
         return await self._verb(Action.LIVE_MIGRATE, request, context)
 
+    async def ReconcileInstance(
+        self, request: reconcile_pb2.ReconcileInstanceRequest, context: Context
+    ) -> Operation:
+        return await self._verb(Action.RECONCILE, request, context)
+
     async def CheckMigration(
         self, request: moving_pb2.CheckMigrationRequest, context: Context
     ) -> moving_pb2.CheckMigrationResponse:
@@ -119,7 +124,8 @@ class InstanceHandler(InstanceServiceServicer):
         row = await self._reads.row(request.name)
         holder = names.operation_name(OperationId(row.claim.operation_id)) if row.claim else ""
         instance = instance_message(row.entry, row.status, row.claim)
-        return pb.ListAllowedActionsResponse(actions=allowed_actions(instance, held_by=holder))
+        actions = allowed_actions(instance, held_by=holder, admin=caller().is_admin)
+        return pb.ListAllowedActionsResponse(actions=actions)
 
     async def ListInstanceEvents(
         self, request: pb.ListInstanceEventsRequest, context: Context

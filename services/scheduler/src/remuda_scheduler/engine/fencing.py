@@ -6,9 +6,15 @@ term, and that is the step which its successor repeats, joins or undoes.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
+from remuda.agent.v1.agent_pb2 import (
+    RunStepRequest,
+    StepOutput,
+    SurveyResponse,
+    SweepReceipt,
+    SweepTarget,
+)
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
 from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
@@ -17,6 +23,9 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 
 from remuda_scheduler.ports import Agents, OnProgress, Steering
+
+SURVEY_SECONDS = 40.0
+"""An agent gives a pool 30 s."""
 
 
 class FencedAgents:
@@ -65,3 +74,22 @@ class FencedAgents:
     async def observe(self, host: HostId, instance: InstanceId) -> ObservedInstance:
         await self.fence(host)
         return await self._agents.observe(host, instance)
+
+    async def survey(
+        self,
+        host: HostId,
+        instance: InstanceId | None = None,
+        *,
+        digests: bool = False,
+        seconds: float = SURVEY_SECONDS,
+    ) -> SurveyResponse:
+        await self.fence(host)
+        return await self._agents.survey(
+            host, self.leader, instance=instance, digests=digests, seconds=seconds
+        )
+
+    async def sweep(
+        self, host: HostId, targets: Sequence[SweepTarget], *, principal: str
+    ) -> Sequence[SweepReceipt]:
+        await self.fence(host)
+        return await self._agents.sweep(host, self.leader, targets, principal=principal)

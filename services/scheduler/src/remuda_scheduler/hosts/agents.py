@@ -7,7 +7,7 @@ unknown then. Steps are detached jobs on the host, so the way on is always to ca
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.rpc import code_pb2
@@ -26,6 +26,8 @@ from remuda_scheduler.ports import Steering
 
 ANSWER_SECONDS = 10.0
 """For rpcs that only look or note; steps carry deadlines of their own."""
+SWEEP_SECONDS = 120.0
+"""One removal after another, each in the turn of its instance."""
 
 _TRANSPORT = frozenset({Reason.UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.SHUTTING_DOWN, Reason.CANCELLED})
 
@@ -75,6 +77,34 @@ class AgentClients:
         except grpc.aio.AioRpcError as failure:
             raise meaning(host, failure) from failure
         return answer.output, answer.truncated
+
+    async def survey(
+        self, host: HostId, leader: LeaderRef, *, instance: InstanceId | None, digests: bool, seconds: float
+    ) -> agent_pb2.SurveyResponse:
+        """See the port."""
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
+        request = agent_pb2.SurveyRequest(leader=leader, instance_id=instance or "", digests=digests)
+        try:
+            return await stub.Survey(request, timeout=seconds)
+        except grpc.aio.AioRpcError as failure:
+            raise meaning(host, failure) from failure
+
+    async def sweep(
+        self,
+        host: HostId,
+        leader: LeaderRef,
+        targets: Sequence[agent_pb2.SweepTarget],
+        *,
+        principal: str,
+    ) -> Sequence[agent_pb2.SweepReceipt]:
+        """See the port. Raises HOST_UNREACHABLE: whatever was removed by then has its receipt there."""
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
+        request = agent_pb2.SweepRequest(leader=leader, targets=targets, principal=principal)
+        try:
+            answer = await stub.Sweep(request, timeout=SWEEP_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise meaning(host, failure) from failure
+        return answer.receipts
 
     async def run_step(
         self,

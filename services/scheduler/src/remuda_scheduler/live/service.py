@@ -52,6 +52,24 @@ class LiveService(live_pb2_grpc.LiveServiceServicer):
         found = await check_migration(term.store, term.preflight, instance, request.request)
         return pb.CheckMigrationResponse(response=found)
 
+    async def PlanReconcile(
+        self,
+        request: pb.PlanReconcileRequest,
+        context: "grpc.aio.ServicerContext[pb.PlanReconcileRequest, pb.PlanReconcileResponse]",
+    ) -> pb.PlanReconcileResponse:
+        report = await self._term().reconciler.plan(InstanceId(request.instance_id))
+        return pb.PlanReconcileResponse(report=report)
+
+    async def SweepHost(
+        self,
+        request: pb.SweepHostRequest,
+        context: "grpc.aio.ServicerContext[pb.SweepHostRequest, pb.SweepHostResponse]",
+    ) -> pb.SweepHostResponse:
+        swept = await self._term().janitor.sweep(
+            HostId(request.host_id), validate_only=request.validate_only, principal=request.principal
+        )
+        return pb.SweepHostResponse(response=swept)
+
     async def ControlMigration(
         self,
         request_iterator: AsyncIterator[pb.ControlMigrationRequest],

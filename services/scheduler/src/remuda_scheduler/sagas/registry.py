@@ -9,6 +9,7 @@ from remuda_scheduler.sagas import (
     create_instance,
     delete_instance,
     live_migrate,
+    reconcile_instance,
     start_instance,
     stop_instance,
 )
@@ -22,6 +23,7 @@ SAGAS: Mapping[str, Saga[Any]] = MappingProxyType(
             start_instance.SAGA,
             stop_instance.SAGA,
             live_migrate.SAGA,
+            reconcile_instance.SAGA,
         )
     }
 )

@@ -10,8 +10,9 @@ from remuda.compute.v1.instance_pb2 import (
     StopInstanceRequest,
 )
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
+from remuda.compute.v1.reconcile_pb2 import ReconcileInstanceRequest
 from remuda_core.ids import InstanceId, OperationId
-from remuda_core.testing.hosts import PAUSED, RUNNING, SHUTOFF
+from remuda_core.testing.hosts import PAUSED, RUNNING, SHUTOFF, FakeDomain
 
 from remuda_scheduler.testing.cluster import Cluster
 
@@ -144,6 +145,30 @@ async def _only_on(cluster: Cluster, instance: InstanceId, where: str) -> None:
     await cluster.nothing_is_open()
 
 
+# --- ReconcileInstance ---
+
+
+async def _reconcile(cluster: Cluster) -> Began:
+    """Its domain was undefined by hand, and one that is off was defined on another host."""
+    instance = await cluster.running()
+    del cluster.agents.hosts[cluster.a].domains[instance]
+    cluster.agents.hosts[cluster.b].domains[instance] = FakeDomain(epoch=1, operation="by hand")
+    return instance, await cluster.admit("ReconcileInstance", instance, ReconcileInstanceRequest())
+
+
+async def _reconciled(cluster: Cluster, instance: InstanceId) -> None:
+    await _launched(cluster, instance)
+    await _only_on(cluster, instance, cluster.a)
+
+
+async def _not_reconciled(cluster: Cluster, instance: InstanceId) -> None:
+    assert cluster.domain(cluster.a, instance) is None
+    assert cluster.domain(cluster.b, instance) is not None
+    status = await cluster.status(instance)
+    assert (status.host_id, status.epoch) == (cluster.a, 1)
+    await cluster.nothing_is_open()
+
+
 async def _at(
     cluster: Cluster,
     instance: InstanceId,
@@ -206,5 +231,13 @@ SCENARIOS = (
         succeeded=_moved_paused,
         undone=_not_moved_paused,
         committed_from="ownership_moved",
+    ),
+    Scenario(
+        name="reconcile",
+        action="ReconcileInstance",
+        admit=_reconcile,
+        succeeded=_reconciled,
+        undone=_not_reconciled,
+        committed_from="strays_contained",
     ),
 )

@@ -1,0 +1,1 @@
+"""What lies on this host of Remuda, whether anybody needs it or not, and its removal on the leader's word."""

@@ -1,0 +1,1 @@
+"""ReconcileInstance: the record of one instance against every copy that hosts show."""
