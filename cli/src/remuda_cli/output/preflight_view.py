@@ -117,7 +117,7 @@ def _reasons(named: Sequence[tuple[str, MigrationCandidate]], *, wide: bool) -> 
 
 def _troubles(candidate: MigrationCandidate) -> str:
     """For example "STORAGE, NETWORK; WARN CONVERGENCE": what the verdict rests on, then what is less bad."""
-    groups = []
+    groups: list[str] = []
     for verdict in _WORST_FIRST:
         found = [_condition(check.condition) for check in candidate.checks if check.verdict == verdict]
         if found:
