@@ -85,8 +85,8 @@ def test_check_migration_is_a_table_with_the_worst_on_top_and_says_how_to_repair
         "web-1 can move from host1 to host2 (about 12.0 s)",
         "",
         "HOST   VERDICT  HOW     TAKES   WHY",
-        "host2  WARN     shared  12.0 s  WARN LIBVIRT_VERSION",
-        "host3  FAIL     block   -       FAIL STORAGE",
+        "host2  WARN     shared  12.0 s  LIBVIRT_VERSION",
+        "host3  FAIL     block   -       STORAGE",
         "",
         "FAIL  host3  STORAGE  (41 ms)",
         "      source: pool shared, uid 1",
@@ -125,7 +125,7 @@ def test_check_migration_of_one_host_says_at_once_what_speaks_against_it(gateway
     gateway.state.check = moving_pb2.CheckMigrationResponse(source_host=HOST1, candidates=candidates()[1:])
     done = gateway.run("instance", "check-migration", "web-1")
     assert done.code == 4
-    assert done.out.startswith("web-1 cannot move from host1 to host3: FAIL STORAGE\n")
+    assert done.out.startswith("web-1 cannot move from host1 to host3: STORAGE\n")
 
 
 def test_check_migration_ends_with_4_when_no_host_is_fit(gateway: Any) -> None:
@@ -171,7 +171,7 @@ def test_an_owner_who_may_not_see_hosts_gets_numbered_lines(gateway: Any) -> Non
         "",
         "HOST  VERDICT  HOW  TAKES  WHY",
         "#1    ok       -    -      -",
-        "#2    FAIL     -    -      FAIL STORAGE",
+        "#2    FAIL     -    -      STORAGE",
     ]
 
 
@@ -187,6 +187,17 @@ def test_a_move_that_the_preflight_refuses_shows_the_same_rows(gateway: Any) -> 
     assert "needed: the same pool on both\n" in done.err
     assert "fix:    mount the pool on host3" in done.err
     assert "try: remuda instance check-migration web-1" in done.err
+
+
+def test_an_operation_shows_what_its_preflight_saw(gateway: Any) -> None:
+    operation = operations_pb2.Operation(name=OPERATION, done=True)
+    operation.metadata.Pack(Metadata(action="LiveMigrateInstance", preflight=candidates()[1]))
+    gateway.state.operations = {OPERATION: operation}
+    lines = gateway.run("operation", "show", "0e").out.splitlines()
+    assert "host3  FAIL     block  -      STORAGE" in lines
+    assert "      fix:    mount the pool on host3" in lines
+    assert "ok wherever it was checked: LIBVIRT_VERSION" in lines
+    assert not [line for line in lines if "check_time" in line], "not every row, field by field"
 
 
 def test_live_migrate_passes_on_what_is_allowed_and_its_priority(gateway: Any) -> None:

@@ -5,6 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from remuda.compute.v1 import operation_pb2
 
 from remuda_cli.output.columns import columns_of, operation_metadata
+from remuda_cli.output.preflight_view import candidate_lines
 from remuda_cli.output.table import Column, Label, chosen, table
 from remuda_cli.output.units import human_ms
 from remuda_cli.output.words import describe, enum_word, moment
@@ -17,8 +18,9 @@ def operation_lines(operation: operations_pb2.Operation, label: Label) -> list[s
         return describe(operation, label)
     shown = operation_pb2.OperationMetadata()
     shown.CopyFrom(metadata)
-    # Steps and placement have tables of their own below.
+    # Steps, placement and preflight have tables of their own below.
     shown.ClearField("steps")
+    shown.ClearField("preflight")
     shown.placement.ClearField("hosts")
     if not shown.placement.ListFields():
         shown.ClearField("placement")
@@ -31,6 +33,8 @@ def operation_lines(operation: operations_pb2.Operation, label: Label) -> list[s
     if metadata.placement.hosts:
         verdicts = chosen(columns_of(operation_pb2.HostVerdict), wide=False)
         lines += ["", *table(verdicts, metadata.placement.hosts, label)]
+    if metadata.preflight.checks:
+        lines += ["", *candidate_lines(metadata.preflight, label)]
     return lines
 
 

@@ -39,11 +39,13 @@ def preflight_lines(
         lines.append(f"and {len(named) - len(shown)} more hosts (-o wide has all)")
     if shown and wide:
         lines += ["", *_conditions(shown)]
-    for host, check in _told(shown, wide=wide):
-        lines += ["", *_explained(host, check)]
-    if not wide and (holding := _holding(shown)):
-        lines += ["", f"ok wherever it was checked: {', '.join(holding)}"]
-    return lines
+    return lines + _reasons(shown, wide=wide)
+
+
+def candidate_lines(candidate: MigrationCandidate, label: Label) -> list[str]:
+    """One host, as it was seen for an operation."""
+    named = [(_host(candidate, 1, label), candidate)]
+    return _hosts(named) + _reasons(named, wide=False)
 
 
 def fit_hosts(checked: CheckMigrationResponse, label: Label) -> list[str]:
@@ -104,13 +106,22 @@ def _hosts(named: Sequence[tuple[str, MigrationCandidate]]) -> list[str]:
     return aligned(rows)
 
 
+def _reasons(named: Sequence[tuple[str, MigrationCandidate]], *, wide: bool) -> list[str]:
+    lines: list[str] = []
+    for host, check in _told(named, wide=wide):
+        lines += ["", *_explained(host, check)]
+    if not wide and (holding := _holding(named)):
+        lines += ["", f"ok wherever it was checked: {', '.join(holding)}"]
+    return lines
+
+
 def _troubles(candidate: MigrationCandidate) -> str:
-    """For example "FAIL STORAGE, NETWORK; WARN CONVERGENCE"."""
-    groups = []
+    """For example "STORAGE, NETWORK; WARN CONVERGENCE": what the verdict rests on, then what is less bad."""
+    groups: list[str] = []
     for verdict in _WORST_FIRST:
         found = [_condition(check.condition) for check in candidate.checks if check.verdict == verdict]
         if found:
-            groups.append(f"{_WORDS[verdict]} {', '.join(found)}")
+            groups.append(f"{_WORDS[verdict]} {', '.join(found)}" if groups else ", ".join(found))
     return "; ".join(groups)
 
 
