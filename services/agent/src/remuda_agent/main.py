@@ -85,12 +85,10 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     jobs = JobTable()
     resumes = ResumeTimes()
     changed = asyncio.Event()
-    pretending = settings.hypervisor == "fake"
-    files = PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker())
     quarantine = await Quarantine.open(
         settings.state_dir,
         boot_id,
-        await copies_here(hypervisor, files.owners, host),
+        lambda: copies_here(hypervisor, pools, host),
         leaders=leaders,
         changed=changed.set,
     )
@@ -103,6 +101,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     migrations = Migrations(
         hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
     )
+    pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
     for network, bridge in bridges.missing().items():
         _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
@@ -114,7 +113,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
         steps = StepRunner(
             hypervisor=hypervisor,
-            files=files,
+            files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
             images=_base_images(settings, pools, stores),
             observer=observer,
             resumes=resumes,
