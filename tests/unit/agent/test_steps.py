@@ -64,10 +64,10 @@ class Host:
             images=PretendingBaseImages(pools),
             observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
             resumes=ResumeTimes(),
-            quarantine=quarantine,
             host_id=HostId(f"host-{name}"),
             bridges=PretendedBridges({"physnet": f"br-{name}"}),
             console_dir=directory / f"{name}-console",
+            quarantine=quarantine,
         )
         return cls(name=name, fabric=fabric, hypervisor=hypervisor, steps=steps, jobs=jobs, pool=pool)
 

@@ -117,10 +117,10 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             images=_base_images(settings, pools, stores),
             observer=observer,
             resumes=resumes,
-            quarantine=quarantine,
             host_id=host,
             bridges=bridges,
             console_dir=settings.console_dir,
+            quarantine=quarantine,
         )
         agent = AgentService(
             leaders=leaders,
