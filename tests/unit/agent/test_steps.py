@@ -24,7 +24,7 @@ from remuda_agent.jobs import JobTable
 from remuda_agent.leaders import LeaderGuard
 from remuda_agent.network.bridges import PretendedBridges
 from remuda_agent.observer import Observer
-from remuda_agent.quarantine import Quarantine
+from remuda_agent.quarantine import Found, Quarantine
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.steps import StepRunner, runner
 from remuda_core.errors import Reason, RemudaError
@@ -53,17 +53,21 @@ class Host:
         pools = Pools([Pool(name="local", path=pool), Pool(name="shared", path=shared, shared=True)])
         pools.prepare()
         state = directory / f"{name}-state"
-        quarantine = await Quarantine.open(state, "boot-1", {}, leaders=LeaderGuard(state))
+
+        async def nothing() -> Found:
+            return Found(copies={})
+
+        quarantine = await Quarantine.open(state, "boot-1", nothing, leaders=LeaderGuard(state))
         steps = StepRunner(
             hypervisor=hypervisor,
             files=PoolInstanceFiles(pools, PretendingDiskMaker()),
             images=PretendingBaseImages(pools),
             observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
             resumes=ResumeTimes(),
-            quarantine=quarantine,
             host_id=HostId(f"host-{name}"),
             bridges=PretendedBridges({"physnet": f"br-{name}"}),
             console_dir=directory / f"{name}-console",
+            quarantine=quarantine,
         )
         return cls(name=name, fabric=fabric, hypervisor=hypervisor, steps=steps, jobs=jobs, pool=pool)
 

@@ -7,7 +7,7 @@ import pytest
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.scheduler.v1.registry_pb2 import Verdict
 from remuda_agent.leaders import LeaderGuard
-from remuda_agent.quarantine import Decision, Quarantine
+from remuda_agent.quarantine import Decision, Found, Quarantine
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId
 
@@ -23,11 +23,16 @@ class Host:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.rang = 0
+        self.found = Found(copies={})
 
     async def boot(self, boot_id: str, found: Mapping[InstanceId, Epoch] | None = None) -> Quarantine:
+        self.found = Found(copies=found or {})
         return await Quarantine.open(
-            self.directory, boot_id, found or {}, leaders=LeaderGuard(self.directory), changed=self.ring
+            self.directory, boot_id, self.find, leaders=LeaderGuard(self.directory), changed=self.ring
         )
+
+    async def find(self) -> Found:
+        return self.found
 
     def ring(self) -> None:
         self.rang += 1
@@ -111,6 +116,16 @@ async def test_a_copy_removed_by_order_waits_for_nothing(host: Host) -> None:
     assert host.rang == 1
 
 
+async def test_a_copy_removed_by_other_hands_waits_for_nothing(host: Host) -> None:
+    quarantine = await host.boot("boot-1", {WEB: ONE, DB: TWO})
+    host.found = Found(copies={DB: TWO}, complete=False)
+    await quarantine.look_again()
+    assert set(quarantine.waiting) == {WEB, DB}, "it may only not have been seen"
+    host.found = Found(copies={DB: TWO})
+    await quarantine.look_again()
+    assert (set(quarantine.waiting), host.rang) == ({DB}, 1)
+
+
 async def test_the_word_of_an_older_leader_lifts_nothing(host: Host) -> None:
     LeaderGuard(host.directory).acknowledge(LeaderRef(cluster_id=7, epoch=6))
     quarantine = await host.boot("boot-1", {WEB: ONE})
@@ -122,7 +137,7 @@ async def test_the_word_of_an_older_leader_lifts_nothing(host: Host) -> None:
 
 async def test_a_verdict_ends_the_orders_of_the_leader_before(host: Host) -> None:
     leaders = LeaderGuard(host.directory)
-    quarantine = await Quarantine.open(host.directory, "boot-1", {WEB: ONE}, leaders=leaders)
+    quarantine = await Quarantine.open(host.directory, "boot-1", host.find, leaders=leaders)
     await quarantine.hear(LEADER, [verdict(WEB, ONE, KEEP)])
     with pytest.raises(RemudaError) as refused:
         leaders.check(LeaderRef(cluster_id=7, epoch=4))

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 from remuda.compute.v1.instance_pb2 import Instance
-from remuda_agent.disks.instance_files import PoolInstanceFiles
-from remuda_agent.disks.makers import PretendingDiskMaker
 from remuda_agent.disks.owner import OWNER_FILE, write_owner
 from remuda_agent.disks.pools import Pool, Pools
 from remuda_agent.hypervisor import DomainDescription
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor
 from remuda_agent.observer import Observer
+from remuda_agent.quarantine import Found
 from remuda_agent.quarantine.finding import copies_here
 from remuda_agent.steps.ports import Owner
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
@@ -71,7 +70,6 @@ async def test_what_is_found_are_domains_and_the_directories_of_this_host(
     for pool in pools:
         pool.path.mkdir()
     pools.prepare()
-    files = PoolInstanceFiles(pools, PretendingDiskMaker())
     for name, instance, host, epoch in (
         ("local", WEB, ME, 1),
         ("local", DB, ME, 4),
@@ -89,9 +87,13 @@ async def test_what_is_found_are_domains_and_the_directories_of_this_host(
         )
         write_owner(directory, owner)
     await define(hypervisor, WEB, 3)
-    assert await copies_here(hypervisor, files.owners, ME) == {WEB: 3, DB: 6}
+    assert await copies_here(hypervisor, pools, ME) == Found(copies={WEB: Epoch(3), DB: Epoch(6)})
     # What cannot be listed keeps no agent from starting; it is refused all the same.
     (tmp_path / "local" / "instances" / WEB / OWNER_FILE).write_text("{")
-    assert await copies_here(hypervisor, files.owners, ME) == {WEB: 3}
+    assert await copies_here(hypervisor, pools, ME) == Found(
+        copies={WEB: Epoch(3), DB: Epoch(6)}, complete=False
+    )
     fabric.power_fail("a")
-    assert await copies_here(hypervisor, files.owners, ME) == {}
+    assert await copies_here(hypervisor, pools, ME) == Found(copies={DB: Epoch(6)}, complete=False)
+    (tmp_path / "shared").rename(tmp_path / "elsewhere")
+    assert await copies_here(hypervisor, pools, ME) == Found(copies={DB: Epoch(4)}, complete=False)

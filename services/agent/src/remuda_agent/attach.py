@@ -169,6 +169,7 @@ class Attachment:
                 next_inventory = loop.time()
             if loop.time() >= next_inventory:
                 next_inventory = loop.time() + INVENTORY_SECONDS
+                await self._quarantine.look_again()
                 now = await self._inventory.now()
                 if now != sent:
                     # Free space is news for placement although the leader does not store it.

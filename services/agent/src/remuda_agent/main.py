@@ -90,12 +90,10 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     jobs = JobTable()
     resumes = ResumeTimes()
     changed = asyncio.Event()
-    pretending = settings.hypervisor == "fake"
-    files = PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker())
     quarantine = await Quarantine.open(
         settings.state_dir,
         boot_id,
-        await copies_here(hypervisor, files.owners, host),
+        lambda: copies_here(hypervisor, pools, host),
         leaders=leaders,
         changed=changed.set,
     )
@@ -108,6 +106,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     migrations = Migrations(
         hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
     )
+    pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
     for network, bridge in bridges.missing().items():
         _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
@@ -120,14 +119,14 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         base_turns = BaseTurns()
         steps = StepRunner(
             hypervisor=hypervisor,
-            files=files,
+            files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
             images=_base_images(settings, pools, stores, base_turns),
             observer=observer,
             resumes=resumes,
-            quarantine=quarantine,
             host_id=host,
             bridges=bridges,
             console_dir=settings.console_dir,
+            quarantine=quarantine,
         )
         surveyor = Surveyor(
             observer=observer,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 import structlog
@@ -23,12 +23,14 @@ from remuda_core.ids import Epoch, InstanceId
 
 from remuda_agent.leaders import LeaderGuard
 from remuda_agent.quarantine import file
-from remuda_agent.quarantine.standing import Decision, Standing, begin
+from remuda_agent.quarantine.standing import Decision, Found, Standing, begin
 
 _log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 """About a heartbeat: verdicts come with its answer."""
+
+Find = Callable[[], Awaitable[Found]]
 
 
 class Quarantine:
@@ -40,11 +42,13 @@ class Quarantine:
         standing: Standing,
         found: Mapping[InstanceId, Epoch],
         *,
+        find: Find,
         leaders: LeaderGuard,
         changed: Callable[[], None],
     ) -> None:
         self._path = path
         self._standing = standing
+        self._find = find
         self._leaders = leaders
         self._changed = changed
         self._writing = asyncio.Lock()
@@ -61,21 +65,20 @@ class Quarantine:
         cls,
         directory: Path,
         boot_id: str,
-        found: Mapping[InstanceId, Epoch],
+        find: Find,
         *,
         leaders: LeaderGuard,
         changed: Callable[[], None] = lambda: None,
     ) -> Quarantine:
-        """`found`: the newest copy of every instance on this host, domain or directory. `changed` is called
-        when what waits has changed.
-        """
+        """`find` looks for copies on this host. `changed` is called when what waits has changed."""
+        found = (await find()).copies
         path = directory / "quarantine.json"
         known = await asyncio.to_thread(file.read, path)
         standing = begin(known, boot_id, found.keys())
         if standing != known:
             # Before anything is confirmed: a crash must not leave the pairs of the boot before to this one.
             await asyncio.to_thread(file.write, path, standing)
-        made = cls(path, standing, found, leaders=leaders, changed=changed)
+        made = cls(path, standing, found, find=find, leaders=leaders, changed=changed)
         if made.waiting:
             _log.warning(
                 "copies wait to be confirmed by the leader", boot_id=boot_id, count=len(made.waiting)
@@ -147,6 +150,19 @@ class Quarantine:
         """The leader has had the copy removed."""
         await self._become(lambda standing: standing.forget(instance, epoch))
         self._settle(instance, epoch)
+
+    async def look_again(self) -> None:
+        """What was removed by other hands waits for nothing any more."""
+        if not self._waiting:
+            return
+        found = await self._find()
+        gone = [instance for instance in self._waiting if instance not in found.copies]
+        if not found.complete or not gone:
+            return
+        for instance in gone:
+            _log.info("a copy that waited is gone", instance=instance)
+            del self._waiting[instance]
+        self._changed()
 
     async def hear(self, leader: LeaderRef, verdicts: Iterable[Verdict]) -> None:
         """Takes the leader's word. Raises STALE_LEADER: a newer one has been acknowledged.

@@ -31,6 +31,17 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The epoch of every copy: of its domain, else the newest of its directories that are this host's."""
+
+    copies: Mapping[InstanceId, Epoch]
+    complete: bool = True
+    """Everything could be looked at. What could not is refused all the same, and only not counted before the
+    leader speaks of it.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """One boot of one host; what `Quarantine` keeps on disk."""
 

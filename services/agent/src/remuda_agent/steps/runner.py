@@ -38,20 +38,20 @@ class StepRunner:
         images: BaseImages,
         observer: Observer,
         resumes: ResumeTimes,
-        quarantine: Quarantine,
         host_id: HostId,
         bridges: Networks,
         console_dir: Path,
+        quarantine: Quarantine,
     ) -> None:
         self._hypervisor = hypervisor
         self._files = files
         self._images = images
         self._observer = observer
         self._resumes = resumes
-        self._quarantine = quarantine
         self._host_id = host_id
         self._bridges = bridges
         self._console_dir = console_dir
+        self._quarantine = quarantine
 
     async def run(self, request: RunStepRequest, job: Job) -> StepOutput:
         """Raises what the work raises; STALE_EPOCH when the host runs a newer copy than the order is for."""
