@@ -18,6 +18,7 @@ from remuda_agent.disks.instance_files import PoolInstanceFiles
 from remuda_agent.disks.makers import PretendingDiskMaker
 from remuda_agent.disks.owner import read_owner
 from remuda_agent.disks.pools import Pool, Pools
+from remuda_agent.greetings import Greetings
 from remuda_agent.hypervisor import MigrationRequest
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.jobs import JobTable
@@ -64,6 +65,7 @@ class Host:
             images=PretendingBaseImages(pools),
             observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
             resumes=ResumeTimes(),
+            greetings=Greetings(hypervisor),
             host_id=HostId(f"host-{name}"),
             bridges=PretendedBridges({"physnet": f"br-{name}"}),
             console_dir=directory / f"{name}-console",

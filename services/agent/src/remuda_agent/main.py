@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import grpc
 import structlog
@@ -29,7 +29,8 @@ from remuda_agent.disks.instance_files import PoolInstanceFiles
 from remuda_agent.disks.makers import PretendingDiskMaker, ProgramDiskMaker
 from remuda_agent.disks.pools import Pool, Pools
 from remuda_agent.disks.readers import PretendingDiskReader, QemuDiskReader
-from remuda_agent.hypervisor import Hypervisor
+from remuda_agent.greetings import Greetings
+from remuda_agent.hypervisor import Hypervisor, HypervisorEvent
 from remuda_agent.inventory import Inventory
 from remuda_agent.jobs import JobTable
 from remuda_agent.leaders import LeaderGuard
@@ -88,7 +89,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     await asyncio.to_thread(pools.prepare)
     leaders = LeaderGuard(settings.state_dir)
     jobs = JobTable()
-    resumes = ResumeTimes()
+    resumes, greetings = ResumeTimes(), Greetings(hypervisor)
     changed = asyncio.Event()
     quarantine = await Quarantine.open(
         settings.state_dir,
@@ -123,6 +124,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             images=_base_images(settings, pools, stores, base_turns),
             observer=observer,
             resumes=resumes,
+            greetings=greetings,
             host_id=host,
             bridges=bridges,
             console_dir=settings.console_dir,
@@ -218,7 +220,9 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             )
         )
         tasks = [
-            asyncio.create_task(_follow_events(hypervisor, changed, resumes), name="events"),
+            asyncio.create_task(
+                _follow_events(hypervisor, changed, (resumes.hear, greetings.hear)), name="events"
+            ),
             asyncio.create_task(attachment.run(), name="attach"),
             asyncio.create_task(stop.wait(), name="stop"),
         ]
@@ -230,6 +234,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await greetings.close()
 
 
 def _endpoint(settings: AgentSettings, port: int) -> str:
@@ -247,11 +252,14 @@ def _show(metrics: Metrics, attachment: Attachment, jobs: JobTable, quarantine: 
         metrics.agent_quarantined.labels(decision=decision.value).set(quarantine.counts[decision])
 
 
-async def _follow_events(hypervisor: Hypervisor, changed: asyncio.Event, resumes: ResumeTimes) -> None:
+async def _follow_events(
+    hypervisor: Hypervisor, changed: asyncio.Event, hearers: Sequence[Callable[[HypervisorEvent], None]]
+) -> None:
     """Events are hints to look: the observer tells what is really there."""
     async with hypervisor.events() as events:
         async for event in events:
-            resumes.hear(event)
+            for hear in hearers:
+                hear(event)
             changed.set()
 
 

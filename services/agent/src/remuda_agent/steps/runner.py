@@ -14,6 +14,7 @@ from remuda.agent.v1.common_pb2 import DomainSpec, StepKey
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 
+from remuda_agent.greetings import Greetings
 from remuda_agent.hypervisor import DomainDescription, DomainNic, DomainView, Hypervisor
 from remuda_agent.jobs import Job
 from remuda_agent.observer import Observer
@@ -38,6 +39,7 @@ class StepRunner:
         images: BaseImages,
         observer: Observer,
         resumes: ResumeTimes,
+        greetings: Greetings,
         host_id: HostId,
         bridges: Networks,
         console_dir: Path,
@@ -48,6 +50,7 @@ class StepRunner:
         self._images = images
         self._observer = observer
         self._resumes = resumes
+        self._greetings = greetings
         self._host_id = host_id
         self._bridges = bridges
         self._console_dir = console_dir
@@ -254,7 +257,7 @@ class StepRunner:
         if (resumed := self._resumes.last(instance)) is not None:
             output.resume_time.FromDatetime(resumed)
         if not request.finish_incoming.paused:
-            output.guest_agent_answered = await self._hypervisor.guest_agent_ping(instance, timeout=2.0)
+            output.guest_agent_answered = await self._greetings.answered(instance)
         return output
 
     async def _release_source(self, request: RunStepRequest, _: Job) -> StepOutput:
