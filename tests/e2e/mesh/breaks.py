@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from remuda.compute.v1 import host_pb2
+from remuda.compute.v1.host_pb2_grpc import HostServiceStub
 from remuda_lab.cluster.settings import BRIDGE
 from remuda_lab.cluster.toml_text import Value
 from remuda_lab.layout import LOCAL_POOL, SHARED_POOL
@@ -104,6 +107,23 @@ def telling(mesh: Mesh, **facts: dict[str, Value]) -> Iterator[None]:
         wait_for(
             "they tell the truth", lambda: not any(mesh.host(host).warnings for host in facts), timeout=60
         )
+
+
+@contextmanager
+def cordoned(mesh: Mesh, *hosts: str) -> Iterator[None]:
+    """Nothing new is placed on these hosts."""
+    service = HostServiceStub(mesh.channel)
+    names = [f"hosts/{mesh.host_uuid(host)}" for host in hosts]
+    try:
+        for name in names:
+            service.CordonHost(
+                host_pb2.CordonHostRequest(name=name, request_id=str(uuid.uuid4())), timeout=20
+            )
+        yield
+    finally:
+        for name in names:
+            request = host_pb2.UncordonHostRequest(name=name, request_id=str(uuid.uuid4()))
+            service.UncordonHost(request, timeout=20)
 
 
 @contextmanager

@@ -183,10 +183,7 @@ def test_all_hosts_are_checked_at_once_and_the_table_says_where_to_go(mesh: Mesh
 
 
 def test_a_host_that_is_cordoned_is_no_target_unless_it_is_named(mesh: Mesh, web: Candidate) -> None:
-    remuda = mesh.cli()
-    for host in ("host2", "host3"):
-        remuda.run("host", "cordon", host)
-    try:
+    with breaks.cordoned(mesh, "host2", "host3"):
         with web.untouched():
             for candidate in web.check().values():
                 # Known without a probe, and so none is made.
@@ -195,16 +192,13 @@ def test_a_host_that_is_cordoned_is_no_target_unless_it_is_named(mesh: Mesh, web
                 assert row.condition == MigrationCheck.CONDITION_TARGET_AVAILABLE
                 assert row.observed_target == "the host is cordoned"
             with pytest.raises(CommandFailed) as caught:
-                remuda.run("instance", "check-migration", "web")
+                mesh.cli().run("instance", "check-migration", "web")
             assert "web cannot move from host1" in caught.value.output
             assert "the host is cordoned" in caught.value.output
             ended = mesh.wait_done(web.ask().name)
             assert from_status(ended.error).reason is Reason.NO_HOST_FITS
         # Whoever names it may have cordoned it for just this.
         web.passes("host2")
-    finally:
-        for host in ("host2", "host3"):
-            remuda.run("host", "uncordon", host)
 
 
 def test_without_a_named_target_hosts_that_fail_are_passed_over_with_their_reasons(
