@@ -85,7 +85,11 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     changed = asyncio.Event()
     observer = Observer(hypervisor, first_sequence=time.time_ns() // 1000, migrates=jobs.migrates)
     migrations = Migrations(
-        hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
+        hypervisor=hypervisor,
+        jobs=jobs,
+        directory=settings.state_dir / "migrations",
+        host_id=host,
+        pace=settings.migration.pace,
     )
     pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
