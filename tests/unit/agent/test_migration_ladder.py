@@ -3,11 +3,14 @@
 import pytest
 from remuda_agent import migration_steering
 from remuda_agent.hypervisor.fake import FakeTimings
+from remuda_agent.migrating import Migrations
+from remuda_agent.settings import MigrationSettings
 from remuda_core.errors import Reason
+from remuda_core.ids import HostId
 from remuda_core.migration import ladder
 from remuda_core.testing.waiting import wait_for
 
-from tests.unit.agent.conftest import NEVER, Source
+from tests.unit.agent.conftest import NEVER, OPERATION, Source
 from tests.unit.agent.test_migration_commands import details, order, restarted
 
 
@@ -27,6 +30,26 @@ async def test_the_ladder_raises_the_pause_until_it_is_enough(source: Source) ->
     told = [one.split(";")[0] for one in details(source, "DOWNTIME_RAISED")]
     assert told == ["100 ms to 200 ms", "200 ms to 400 ms"]
     assert "never less than" in details(source, "DOWNTIME_RAISED")[0]
+
+
+async def test_an_operator_sets_the_first_pause_and_the_patience(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER, enough_downtime_ms=45)
+    settings = MigrationSettings(first_downtime_ms=30, stall_seconds=0.2)
+    patient = MigrationSettings()
+    assert (patient.pace.first_downtime(300), patient.pace.stall) == (100, 40)
+    migrations = Migrations(
+        hypervisor=source.hypervisor,
+        jobs=source.jobs,
+        directory=source.directory,
+        host_id=HostId("a"),
+        pace=settings.pace,
+    )
+    asked = order(cap=640)
+    asked.policy.max_downtime_ms = 50
+    job, _ = migrations.start_or_join(asked)
+    await job.result()
+    told = [one for one in migrations.milestones(OPERATION) if one.type == "DOWNTIME_RAISED"]
+    assert [one.detail.split(";")[0] for one in told] == ["30 ms to 50 ms"]
 
 
 async def test_a_restarted_agent_raises_from_where_it_was(source: Source) -> None:

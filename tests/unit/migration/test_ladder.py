@@ -213,7 +213,7 @@ def test_it_ends_by_the_deadline_and_the_bound(allowed: Allowed, looks: list[Loo
     ends = [
         *looks,
         replace(last, at=late, phase=Phase.MEMORY),
-        # And a second, for what is lost where seconds of such size are added and taken away again.
+        # A second more than the bound: sums of floats are not exact.
         replace(last, at=late + ladder.PAUSE_SECONDS + 1, phase=Phase.MEMORY, sent=1 << 41),
     ]
     taken, stood = play(allowed, ends)

@@ -44,8 +44,24 @@ class Rung(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What a host's operator sets; 0: as above."""
+
+    first_downtime_ms: int = 0
+    stall_seconds: float = 0.0
+
+    @property
+    def stall(self) -> float:
+        return self.stall_seconds or STALL_SECONDS
+
+    def first_downtime(self, max_downtime_ms: int) -> int:
+        """Milliseconds that a job is started with."""
+        return min(self.first_downtime_ms or FIRST_DOWNTIME_MS, max_downtime_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """What the request allows."""
+    """What the request allows, and how fast the host takes it."""
 
     max_downtime_ms: int
     timeout_seconds: float
@@ -53,6 +69,7 @@ class Allowed:
     post_copy: bool = False
     pause: bool = False
     """At the deadline, instead of the abort."""
+    pace: Pace = Pace()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +96,8 @@ class Best:
             return Best(remaining=remaining, since=at)
         return self
 
-    def stalled(self, at: float) -> bool:
-        return self.remaining is not None and at - self.since >= STALL_SECONDS
+    def stalled(self, at: float, patience: float) -> bool:
+        return self.remaining is not None and at - self.since >= patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +128,8 @@ class Act:
     """One line for people."""
 
 
-def first_downtime_ms(max_downtime_ms: int) -> int:
-    """What a job is started with."""
-    return min(FIRST_DOWNTIME_MS, max_downtime_ms)
-
-
 def begin(allowed: Allowed) -> Standing:
-    return Standing(downtime_ms=first_downtime_ms(allowed.max_downtime_ms))
+    return Standing(downtime_ms=allowed.pace.first_downtime(allowed.max_downtime_ms))
 
 
 def restored(*, rung: Rung, since: float, downtime_ms: int, at: float) -> Standing:
@@ -152,7 +164,7 @@ def climb(allowed: Allowed, standing: Standing, look: Look) -> tuple[Standing, A
     if look.at >= allowed.timeout_seconds:
         late = f"no switch-over within {allowed.timeout_seconds:g} s; {_progress(standing, look)}"
         return _take(standing, Act(rung=Rung.PAUSE if allowed.pause else Rung.ABORT, why=late), look.at)
-    if not judged or not standing.memory.stalled(look.at):
+    if not judged or not standing.memory.stalled(look.at, allowed.pace.stall):
         return standing, None
     return _stalled(allowed, standing, look)
 
@@ -181,7 +193,7 @@ def _stalled(allowed: Allowed, standing: Standing, look: Look) -> tuple[Standing
             return standing, None
         more = min(allowed.max_downtime_ms, 2 * max(1, standing.downtime_ms))
         return _take(standing, Act(rung=Rung.DOWNTIME, downtime_ms=more, why=why), look.at)
-    if standing.rung is not Rung.NONE and look.at - standing.since < STALL_SECONDS:
+    if standing.rung is not Rung.NONE and look.at - standing.since < allowed.pace.stall:
         return standing, None
     if allowed.auto_converge and standing.rung < Rung.AUTO_CONVERGE:
         return replace(standing, rung=Rung.AUTO_CONVERGE, since=look.at), None

@@ -105,7 +105,11 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         waiting=lambda: quarantine.copies,
     )
     migrations = Migrations(
-        hypervisor=hypervisor, jobs=jobs, directory=settings.state_dir / "migrations", host_id=host
+        hypervisor=hypervisor,
+        jobs=jobs,
+        directory=settings.state_dir / "migrations",
+        host_id=host,
+        pace=settings.migration.pace,
     )
     pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)

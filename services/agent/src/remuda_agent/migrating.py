@@ -26,6 +26,7 @@ from remuda.agent.v1.migration_pb2 import MigrateRequest, MigrationEnded, StartM
 from remuda.compute.v1.migration_pb2 import CommandResult, MigrationMilestone
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
+from remuda_core.migration.ladder import Pace
 
 from remuda_agent.hypervisor import (
     CompletedMigration,
@@ -55,11 +56,20 @@ _REPEATED = frozenset({"DOWNTIME_RAISED", "COMMAND_APPLIED"})
 class Migrations:
     """Starts, joins and adopts the migrations of this host."""
 
-    def __init__(self, *, hypervisor: Hypervisor, jobs: JobTable, directory: Path, host_id: HostId) -> None:
+    def __init__(
+        self,
+        *,
+        hypervisor: Hypervisor,
+        jobs: JobTable,
+        directory: Path,
+        host_id: HostId,
+        pace: Pace = Pace(),  # noqa: B008 - immutable
+    ) -> None:
         self._hypervisor = hypervisor
         self._jobs = jobs
         self._directory = directory
         self._host_id = host_id
+        self._pace = pace
         self._running: dict[JobName, StartMigration] = {}
         self._ended: dict[str, MigrationEnded] = {}
         self._milestones: dict[str, list[MigrationMilestone]] = {}
@@ -146,7 +156,7 @@ class Migrations:
         _refuse_doubtful(view, Parameters.left_by(self._directory, start))
         if job.stop.is_set():
             raise RemudaError(Reason.CANCELLED, "the migration was cancelled before it began")
-        request, begun = request_of(start), asyncio.Event()
+        request, begun = request_of(start, self._pace), asyncio.Event()
         self._milestones.pop(start.key.operation_id, None)  # of a try with another target
         parameters = await asyncio.to_thread(Parameters.keep, self._directory, start)
         return await self._steer(
@@ -181,6 +191,7 @@ class Migrations:
             ledger=ledger,
             book=book,
             begun=begun,
+            pace=self._pace,
             tell=lambda kind, detail: self._tell(start, ledger, kind, detail),
         )
         steered = asyncio.create_task(steering.run(running))

@@ -7,12 +7,13 @@ but for the two that must be known of even when this process dies in the middle 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from remuda.agent.v1.migration_pb2 import StartMigration
 from remuda_core.ids import InstanceId
 from remuda_core.migration import ladder
-from remuda_core.migration.ladder import Allowed, Look, Rung, Standing
+from remuda_core.migration.ladder import Allowed, Look, Pace, Rung, Standing
 
 from remuda_agent.hypervisor import Hypervisor
 from remuda_agent.migration_ledger import Ledger
@@ -23,7 +24,7 @@ Tell = Callable[[str, str], None]
 """A milestone's type and detail."""
 
 
-def allowed_by(start: StartMigration) -> Allowed:
+def allowed_by(start: StartMigration, pace: Pace) -> Allowed:
     policy = start.policy
     return Allowed(
         max_downtime_ms=policy.max_downtime_ms or QEMU_DOWNTIME_MS,
@@ -31,6 +32,7 @@ def allowed_by(start: StartMigration) -> Allowed:
         auto_converge=policy.auto_converge,
         post_copy=policy.allow_post_copy,
         pause=policy.pause_on_timeout,
+        pace=pace,
     )
 
 
@@ -44,12 +46,13 @@ class Acts:
         *,
         parameters: Parameters,
         ledger: Ledger,
+        pace: Pace,
         tell: Tell,
     ) -> None:
         self._hypervisor = hypervisor
         self._instance = InstanceId(start.key.instance_id)
         self._policy = start.policy
-        self._asked = allowed_by(start)
+        self._asked = allowed_by(start, pace)
         self._parameters = parameters
         self._ledger = ledger
         self._tell = tell
@@ -67,15 +70,7 @@ class Acts:
     def allowed(self) -> Allowed:
         """As asked at the start, and by commands since."""
         commanded = self._ledger.entries.max_downtime_ms
-        if not commanded:
-            return self._asked
-        return Allowed(
-            max_downtime_ms=commanded,
-            timeout_seconds=self._asked.timeout_seconds,
-            auto_converge=self._asked.auto_converge,
-            post_copy=self._asked.post_copy,
-            pause=self._asked.pause,
-        )
+        return replace(self._asked, max_downtime_ms=commanded) if commanded else self._asked
 
     @property
     def cap_mib_s(self) -> int:

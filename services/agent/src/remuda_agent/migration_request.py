@@ -3,13 +3,13 @@
 from remuda.agent.v1.migration_pb2 import StartMigration
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId, OperationId
-from remuda_core.migration.ladder import first_downtime_ms
+from remuda_core.migration.ladder import Pace
 
 from remuda_agent.hypervisor import MigrationRequest
-from remuda_agent.migration_acts import allowed_by
+from remuda_agent.migration_progress import QEMU_DOWNTIME_MS
 
 
-def request_of(start: StartMigration) -> MigrationRequest:
+def request_of(start: StartMigration, pace: Pace) -> MigrationRequest:
     """Begins with a short pause, which the ladder raises. Raises STEP_FAILED as `_bridges` does."""
     return MigrationRequest(
         instance_id=InstanceId(start.key.instance_id),
@@ -19,7 +19,7 @@ def request_of(start: StartMigration) -> MigrationRequest:
         target_address=start.target.address,
         transport=start.target.transport,
         shared_disks=start.shared_disks,
-        max_downtime_ms=first_downtime_ms(allowed_by(start).max_downtime_ms),
+        max_downtime_ms=pace.first_downtime(start.policy.max_downtime_ms or QEMU_DOWNTIME_MS),
         bandwidth_mib_s=start.policy.bandwidth_mib_s,
         auto_converge=start.policy.auto_converge,
         allow_post_copy=start.policy.allow_post_copy,

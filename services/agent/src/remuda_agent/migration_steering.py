@@ -10,7 +10,7 @@ from remuda.compute.v1.operation_pb2 import Progress
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId
 from remuda_core.migration.commands import Phase
-from remuda_core.migration.ladder import Look
+from remuda_core.migration.ladder import Look, Pace
 
 from remuda_agent.hypervisor import CompletedMigration, Hypervisor, MigrationJobStats
 from remuda_agent.jobs import Job
@@ -39,6 +39,7 @@ class Steering:
         ledger: Ledger,
         book: CommandBook,
         begun: asyncio.Event,
+        pace: Pace,
         tell: Tell,
     ) -> None:
         self._hypervisor = hypervisor
@@ -46,7 +47,7 @@ class Steering:
         self._job = job
         self._begun = begun
         self._tell = tell
-        self._acts = Acts(hypervisor, start, parameters=parameters, ledger=ledger, tell=tell)
+        self._acts = Acts(hypervisor, start, parameters=parameters, ledger=ledger, pace=pace, tell=tell)
         self._obeying = Obeying(
             self._acts, book, ledger, job, post_copy_allowed=start.policy.allow_post_copy, tell=tell
         )

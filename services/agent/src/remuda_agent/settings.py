@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 from remuda_core.config import ServiceSettings
+from remuda_core.migration.ladder import FIRST_DOWNTIME_MS, STALL_SECONDS, Pace
 
 
 class PoolSettings(BaseModel):
@@ -24,6 +25,14 @@ class MigrationSettings(BaseModel):
     """Memory and disks come in here; empty: the host name is resolved by the source."""
     port_min: int = 49152
     port_max: int = 49215
+    first_downtime_ms: int = Field(default=FIRST_DOWNTIME_MS, gt=0)
+    """Pause asked of QEMU at the start; the ladder doubles it up to what the request allows."""
+    stall_seconds: float = Field(default=STALL_SECONDS, gt=0)
+    """Without progress for so long the ladder takes its next rung."""
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(first_downtime_ms=self.first_downtime_ms, stall_seconds=self.stall_seconds)
 
 
 class FakeTimingSettings(BaseModel):
