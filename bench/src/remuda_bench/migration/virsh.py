@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from remuda_core.migration.ladder import first_downtime_ms
+from remuda_core.migration.ladder import Pace
 from remuda_lab.errors import CommandFailed
 from remuda_lab.host import Host
 
@@ -20,7 +20,7 @@ from remuda_bench.migration.plan import Kind
 MIGRATE_SECONDS = 120.0
 DISKS = ("vda", "vdb")
 """The guest's own, and its config drive."""
-MAX_DOWNTIME_MS = first_downtime_ms(300)
+MAX_DOWNTIME_MS = Pace().first_downtime(300)
 """300: what a request without a limit allows. The job begins with less, and so does the agent's."""
 
 
