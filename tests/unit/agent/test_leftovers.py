@@ -17,7 +17,7 @@ from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda_agent.disks.base_turns import BaseTurns
 from remuda_agent.disks.owner import write_owner
 from remuda_agent.disks.pools import Pool, Pools
-from remuda_agent.disks.readers import PretendingDiskReader
+from remuda_agent.disks.readers import DiskLook, PretendingDiskReader
 from remuda_agent.hypervisor import DomainDescription
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor
 from remuda_agent.jobs import Job, JobTable
@@ -232,6 +232,24 @@ async def test_a_pool_that_cannot_be_listed_fails_the_survey_rather_than_looking
         await place.survey()
     assert failed.value.reason is Reason.STEP_FAILED
     assert "pool shared" in failed.value.message
+
+
+async def test_what_a_step_removes_while_the_host_is_surveyed_is_left_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = place.directory()
+    place.base()
+
+    def removed_just_now(_: object, path: Path) -> DiskLook:
+        if path.name == "disk.qcow2":
+            path.unlink(missing_ok=True)
+        return DiskLook(virtual_bytes=len(path.read_bytes()))
+
+    monkeypatch.setattr(PretendingDiskReader, "look", removed_just_now)
+    found = await place.survey()
+    assert [one.path for one in found.directories[0].files] == [f"instances/{INSTANCE}/config.img"]
+    assert names(list(found.files)) == {f"base/{DIGEST}.raw": "BASE_IMAGE"}
+    assert not (directory / "disk.qcow2").exists()
 
 
 async def test_what_was_shown_is_removed_with_a_receipt_before_and_after(place: Place) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from remuda.agent.v1.agent_pb2 import FoundDirectory, FoundFile
@@ -39,9 +40,11 @@ def find_directory(pool: Pool, path: Path, reader: DiskReader) -> FoundDirectory
         found.owner_host_id, found.epoch = owner.host_id, owner.epoch
         found.operation_id, found.role = owner.operation_id, owner.role
     for file in _entries_within(path):
-        if file.name != OWNER_FILE:
-            disk = file.name.startswith("disk") and file.is_file()
-            kind = FoundFile.KIND_DISK if disk else FoundFile.KIND_OTHER
+        if file.name == OWNER_FILE:
+            continue
+        disk = file.name.startswith("disk") and file.is_file()
+        kind = FoundFile.KIND_DISK if disk else FoundFile.KIND_OTHER
+        with _gone_meanwhile():
             found.files.append(_file(pool, file, kind, size=reader.look(file).virtual_bytes if disk else 0))
     return found
 
@@ -50,21 +53,22 @@ def find_foreign(pool: Pool, only: str = "") -> Iterator[FoundFile]:
     """What is not Remuda's. `only`: a UUID that its name holds, as that of a disk that was set aside."""
     for path in _entries(pool.instances):
         if not (path.is_dir() and is_uuid(path.name)) and only in path.name:
-            yield _file(pool, path, FoundFile.KIND_FOREIGN)
+            yield from _files(pool, path, FoundFile.KIND_FOREIGN)
     for path in _entries(pool.path):
         known = path.name in _OF_A_POOL or path.name.startswith((PREFIX, f"{UID_FILE}."))
         if not known and only in path.name:
-            yield _file(pool, path, FoundFile.KIND_FOREIGN)
+            yield from _files(pool, path, FoundFile.KIND_FOREIGN)
 
 
 def find_files(pool: Pool, host: HostId, used: set[Path], reader: DiskReader) -> Iterator[FoundFile]:
     """Base images, and what probes and broken fetches have left. `used`: see `backing_files`."""
     for path in _entries(pool.path):
         if path.name.startswith((PREFIX, f"{UID_FILE}.")):
-            yield _file(pool, path, FoundFile.KIND_TEMPORARY)
+            yield from _files(pool, path, FoundFile.KIND_TEMPORARY)
     for path in _entries(pool.bases):
-        if (found := find_base_file(pool, path, host, used, reader)) is not None:
-            yield found
+        with _gone_meanwhile():
+            if (found := find_base_file(pool, path, host, used, reader)) is not None:
+                yield found
 
 
 def find_base_file(
@@ -96,9 +100,9 @@ def backing_files(pool: Pool, reader: DiskReader) -> set[Path]:
     for directory in _entries(pool.instances):
         for path in _entries_within(directory) if directory.is_dir() else [directory]:
             if path.is_file() and path.name != OWNER_FILE:
-                backing = reader.look(path).backing
-                if backing is not None:
-                    found.add(backing.resolve())
+                with _gone_meanwhile():
+                    backing = reader.look(path).backing
+                    found |= {backing.resolve()} if backing is not None else set()
     return found
 
 
@@ -116,10 +120,19 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _entries_within(directory: Path) -> list[Path]:
-    try:
+    with _gone_meanwhile():
         return _entries(directory)
-    except FileNotFoundError:  # it went away meanwhile
-        return []
+    return []
+
+
+def _gone_meanwhile() -> suppress:
+    """Steps go on while we look: what they remove is not there, and no reason to see nothing at all."""
+    return suppress(FileNotFoundError)
+
+
+def _files(pool: Pool, path: Path, kind: FoundFile.Kind.ValueType) -> Iterator[FoundFile]:
+    with _gone_meanwhile():
+        yield _file(pool, path, kind)
 
 
 def _file(pool: Pool, path: Path, kind: FoundFile.Kind.ValueType, *, size: int = 0) -> FoundFile:
