@@ -295,6 +295,8 @@ def test_a_command_survives_a_broken_stream_under_its_id(gateway: Any) -> None:
     assert done.code == 0, done.err
     first, second = gateway.state.commands
     assert first == second
+    clients = {asked.attach.client_id for asked in gateway.state.asked("ControlMigration")}
+    assert (len(clients), "" in clients) == (1, False), "ids are known by whose they are"
     assert "the connection broke" in done.err
 
 
