@@ -254,10 +254,6 @@ class Hosts:
             await self.etcd.delete(self.keys.claim(instance))
         return instance
 
-    async def copy(self, agent: FakeAgent, instance: InstanceId, *, epoch: int) -> None:
-        """A definition by nobody's order."""
-        await agent.hypervisor.define(description(instance, epoch))
-
     async def instance_status(self, instance: InstanceId) -> InstanceStatus:
         kv = await self.etcd.get(self.keys.instance_status(instance))
         assert kv is not None

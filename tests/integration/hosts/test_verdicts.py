@@ -12,10 +12,11 @@ from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.scheduler.v1.registry_pb2 import Observations, ObservedInstance, Verdict
 from remuda.store.v1.instance_pb2 import Claim, InstanceStatus
+from remuda_agent.hypervisor import DomainDescription
 from remuda_agent.leaders import LeaderGuard
 from remuda_agent.quarantine import Standing, file
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.ids import HostId, InstanceId
+from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 from remuda_core.testing.waiting import wait_for
 from remuda_scheduler.hosts.judge import STALE_COPY
 
@@ -65,6 +66,23 @@ class Machine:
     async def power(self, instance: InstanceId) -> str:
         view = await self.agent.hypervisor.view(instance)
         return "ABSENT" if view is None else view.power_state
+
+
+async def define(agent: FakeAgent, instance: InstanceId, *, epoch: int) -> None:
+    """A copy that nobody has ordered."""
+    await agent.hypervisor.define(
+        DomainDescription(
+            instance_id=instance,
+            title=instance,
+            epoch=Epoch(epoch),
+            operation_id=OperationId(str(uuid.uuid4())),
+            vcpus=1,
+            memory_mib=64,
+            disk=Path("/disk"),
+            config_drive=Path("/config"),
+            console=Path("/console"),
+        )
+    )
 
 
 async def start(scheduler: Scheduler, host: HostId, instance: InstanceId, epoch: int) -> None:
@@ -200,7 +218,7 @@ async def test_a_copy_on_hold_stays_refused_and_is_told_of(hosts: Hosts) -> None
     scheduler = await hosts.scheduler()
     alpha = await Machine.of(hosts, "alpha")
     unknown = InstanceId(str(uuid.uuid4()))
-    await hosts.copy(alpha.agent, unknown, epoch=1)
+    await define(alpha.agent, unknown, epoch=1)
     await alpha.power_fail()
     await alpha.boot()
     await until_refused(Reason.QUARANTINED, scheduler, alpha.agent.host, unknown, 1, "HOLD")
@@ -222,7 +240,7 @@ async def test_a_stale_copy_is_refused_for_good_and_its_instance_is_told_once(ho
     alpha, beta = await Machine.of(hosts, "alpha"), await Machine.of(hosts, "beta")
     instance = await hosts.guest(beta.agent, Instance.STATE_RUNNING, epoch=2)
     await hosts.until_observed(instance, Instance.POWER_STATE_RUNNING)
-    await hosts.copy(alpha.agent, instance, epoch=1)
+    await define(alpha.agent, instance, epoch=1)
     await alpha.power_fail()
     await alpha.boot()
     await until_refused(Reason.STALE_EPOCH, first, alpha.agent.host, instance, 1, "RELEASE")
@@ -247,7 +265,7 @@ async def test_an_older_copy_is_on_hold_while_an_operation_works_or_the_newer_is
     alpha, beta = await Machine.of(hosts, "alpha"), await Machine.of(hosts, "beta")
     operation = str(uuid.uuid4())
     instance = await hosts.guest(beta.agent, Instance.STATE_RUNNING, epoch=2, held_by=operation)
-    await hosts.copy(alpha.agent, instance, epoch=1)
+    await define(alpha.agent, instance, epoch=1)
     await alpha.power_fail()
     await alpha.boot()
     await until_refused(Reason.QUARANTINED, scheduler, alpha.agent.host, instance, 1, "HOLD")
@@ -260,7 +278,7 @@ async def test_an_older_copy_is_on_hold_while_an_operation_works_or_the_newer_is
     await hosts.etcd.delete(hosts.keys.claim(instance))
     await until_refused(Reason.QUARANTINED, scheduler, alpha.agent.host, instance, 1, "HOLD")
     # It is found again: now there is no doubt left.
-    await hosts.copy(beta.agent, instance, epoch=2)
+    await define(beta.agent, instance, epoch=2)
     await until_refused(Reason.STALE_EPOCH, scheduler, alpha.agent.host, instance, 1, "RELEASE")
 
 

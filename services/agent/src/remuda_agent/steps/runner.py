@@ -15,7 +15,7 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 
 from remuda_agent.greetings import Greetings
-from remuda_agent.hypervisor import DomainDescription, DomainNic, DomainView, Hypervisor
+from remuda_agent.hypervisor import DomainDescription, DomainNic, Hypervisor
 from remuda_agent.jobs import Job
 from remuda_agent.observer import Observer
 from remuda_agent.quarantine import Quarantine
@@ -120,7 +120,11 @@ class StepRunner:
         """A paused guest goes on; one that is still on its way here must not."""
         instance = InstanceId(request.key.instance_id)
         self._quarantine.refuse_released(instance, Epoch(request.key.epoch))
-        self._require_confirmed(instance, await self._hypervisor.view(instance))
+        view = await self._hypervisor.view(instance)
+        if view is not None and view.power_state == "RUNNING":
+            return StepOutput()  # whoever set it running, it is not this order that does
+        if view is not None:
+            self._quarantine.require(instance, view.epoch)
         await self._hypervisor.start(instance)
         view = await self._hypervisor.view(instance)
         if view is not None and view.power_state == "PAUSED":
@@ -250,7 +254,8 @@ class StepRunner:
         if request.finish_incoming.paused:
             await self._hypervisor.pause(instance)
         else:
-            self._require_confirmed(instance, view)
+            if view.power_state != "RUNNING":
+                self._quarantine.require(instance, view.epoch)
             await self._hypervisor.resume(instance)
         measured = await self._hypervisor.completed_stats(instance)
         output = StepOutput(downtime_ms=measured.downtime_ms if measured else None)
@@ -291,11 +296,6 @@ class StepRunner:
 
     async def _removed(self, key: StepKey) -> None:
         await self._quarantine.removed(InstanceId(key.instance_id), Epoch(key.epoch))
-
-    def _require_confirmed(self, instance: InstanceId, view: DomainView | None) -> None:
-        """Raises QUARANTINED, STALE_EPOCH for a copy that may not be set running; one that runs is left."""
-        if view is not None and view.power_state != "RUNNING":
-            self._quarantine.require(instance, view.epoch)
 
     async def _forget_domain(self, key: StepKey) -> None:
         """Destroys and undefines the copy of this epoch; a copy in post-copy holds half a guest and stays."""
