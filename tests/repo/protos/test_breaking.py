@@ -44,10 +44,11 @@ def write(repository: Path, text: str) -> None:
 def check(repository: Path, base: str | None = None) -> subprocess.CompletedProcess[str]:
     image = repository / "image.binpb"
     subprocess.run([sys.executable, "protos/generate.py", "--image", str(image)], cwd=repository, check=True)
+    inherited = {name: value for name, value in os.environ.items() if name != "REMUDA_BREAKING_BASE"}
     return subprocess.run(
         [sys.executable, "protos/breaking.py", str(image)],
         cwd=repository,
-        env=os.environ | ({"REMUDA_BREAKING_BASE": base} if base else {}),
+        env=inherited | ({"REMUDA_BREAKING_BASE": base} if base else {}),
         capture_output=True,
         text=True,
         check=False,

@@ -52,7 +52,11 @@ async def test_an_operator_sets_the_first_pause_and_the_patience(source: Source)
     assert [one.detail.split(";")[0] for one in told] == ["30 ms to 50 ms"]
 
 
-async def test_a_restarted_agent_raises_from_where_it_was(source: Source) -> None:
+async def test_a_restarted_agent_raises_from_where_it_was(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The agent dies between the two steps, of which the second ends the job.
+    monkeypatch.setattr(ladder, "STEP_SECONDS", 0.5)
     source.fabric.timings = FakeTimings(migrate_memory=NEVER, enough_downtime_ms=350)
     asked = order(cap=640)
     asked.policy.max_downtime_ms = 400

@@ -36,7 +36,7 @@ _Run = Run[ReconcileState]
 
 _OWN = (Repair.ACTION_DEFINE, Repair.ACTION_START)
 _NOT_A_REFUSAL = frozenset(
-    {Reason.HOST_UNREACHABLE, Reason.STALE_LEADER, Reason.UNAVAILABLE, Reason.CANCELLED}
+    {Reason.HOST_UNREACHABLE, Reason.QUARANTINED, Reason.STALE_LEADER, Reason.UNAVAILABLE, Reason.CANCELLED}
 )
 
 
