@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
-from remuda_agent.greetings import PATIENCE_SECONDS, Greetings
+from remuda_agent.greetings import EARLY_SECONDS, PATIENCE_SECONDS, Greetings
 from remuda_agent.hypervisor import DomainView, EventKind, HypervisorEvent
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor
 from remuda_agent.hypervisor.model import DomainJob, PowerState
@@ -103,7 +103,7 @@ async def test_a_guest_whose_channel_is_not_connected_yet_is_asked_again(
     guest.answers = [False, False, True]
     greetings.hear(ARRIVED)
     await guest.was_asked(3)
-    assert all(0 < timeout <= PATIENCE_SECONDS for timeout in guest.asked)
+    assert all(0 < timeout <= EARLY_SECONDS for timeout in guest.asked)
     assert await greetings.answered(GUEST)
     assert len(guest.asked) == 3
 
@@ -116,6 +116,21 @@ async def test_a_guest_without_an_agent_keeps_nobody_waiting(guest: Guest, greet
     assert not await greetings.answered(GUEST)
     # Once after it was wanted, and not until the patience is over.
     assert len(guest.asked) <= before + 2
+
+
+async def test_an_agent_that_hangs_is_left_alone_until_its_answer_is_wanted(
+    guest: Guest, greetings: Greetings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every question hides the guest from the leader for as long as it takes.
+    monkeypatch.setattr("remuda_agent.greetings.EARLY_SECONDS", 0.0)
+    guest.answers = [False, True]
+    greetings.hear(ARRIVED)
+    await guest.was_asked()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert guest.asked == [0.0]
+    assert await greetings.answered(GUEST)
+    assert len(guest.asked) == 2
 
 
 async def test_nobody_asks_for_ever(

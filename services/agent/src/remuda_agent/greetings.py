@@ -15,6 +15,10 @@ from remuda_agent.hypervisor import EventKind, Hypervisor, HypervisorEvent
 _log = structlog.get_logger(__name__)
 
 PATIENCE_SECONDS = 2.0
+EARLY_SECONDS = 1.0
+"""While a guest is asked, libvirt lets nobody read its description: so long may an agent that hangs keep the
+leader from seeing that its guest has arrived. libvirt counts in whole seconds.
+"""
 FRESH_SECONDS = 10.0
 """An answer older than this says nothing of now: the leader may have been away."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.2
@@ -98,13 +102,14 @@ class Greetings:
     async def _until_answered(self, instance: InstanceId, greeting: _Greeting) -> bool:
         pause = FIRST_PAUSE_SECONDS
         while (left := greeting.began + PATIENCE_SECONDS - _now()) > 0:
-            last = greeting.wanted.is_set()
-            if await self._hypervisor.guest_agent_ping(instance, timeout=left):
+            last, began = greeting.wanted.is_set(), _now()
+            if await self._hypervisor.guest_agent_ping(instance, timeout=min(left, EARLY_SECONDS)):
                 return True
             if last:
                 return False
+            hangs = _now() - began >= EARLY_SECONDS / 2
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(left if hangs else pause):
                     await greeting.wanted.wait()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         return False
