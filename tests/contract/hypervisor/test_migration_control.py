@@ -264,7 +264,8 @@ async def test_a_busy_guest_goes_on_at_the_target_when_post_copy_is_commanded(
         await guest.until(MigrationProgress.PHASE_MEMORY)
         result = await guest.command(MigrateRequest(switch_to_post_copy=SwitchToPostCopy()))
         assert result.effect == CommandResult.EFFECT_APPLIED, result
-        assert result.phase == MigrationProgress.PHASE_POST_COPY
+        # What is left of so small a guest may be over there before anybody has looked.
+        assert result.phase in (MigrationProgress.PHASE_POST_COPY, MigrationProgress.PHASE_FINISHING)
 
         async def goes_on() -> bool:
             there = await hosts.b.view(guest.guest.instance_id)
