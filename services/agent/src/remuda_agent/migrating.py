@@ -49,6 +49,8 @@ _log = structlog.get_logger(__name__)
 _REMEMBERED = 256
 """Migrations whose last word is kept for a leader that asks again."""
 STEERED_SECONDS = 10.0
+BOUND_AGAIN_SECONDS = 1.0
+"""QEMU opens a connection for each disk and one for memory, one after the other."""
 _REPEATED = frozenset({"DOWNTIME_RAISED", "COMMAND_APPLIED"})
 
 
@@ -184,6 +186,7 @@ class Migrations:
             tell=lambda kind, detail: self._tell(start, ledger, kind, detail),
         )
         steered = asyncio.create_task(steering.run(running))
+        bounded = asyncio.create_task(self._bound_silence(start, running))
         try:
             async with self._watching(start, steering):
                 self._milestone(start, "JOB_STARTED", parameters.began)
@@ -206,12 +209,27 @@ class Migrations:
             await self._ended_badly(start, parameters, error)
             raise meant from error
         finally:
-            for task in (running, steered):
+            for task in (running, steered, bounded):
                 task.cancel()
-            await asyncio.gather(running, steered, return_exceptions=True)
+            await asyncio.gather(running, steered, bounded, return_exceptions=True)
         parameters.forget()
         _remember(self._ended, start.key.operation_id, _ended(measured, parameters.began))
         return StepOutput()
+
+    async def _bound_silence(
+        self, start: StartMigration, running: "asyncio.Task[CompletedMigration]"
+    ) -> None:
+        """Beside the steering, which the hypervisor may keep waiting just when this is needed."""
+        instance, told = InstanceId(start.key.instance_id), ""
+        while not running.done():
+            try:
+                peer = start.target.address or start.target.hostname
+                await self._hypervisor.bound_silence(instance, peer=peer)
+            except RemudaError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("a silent target would go unnoticed", instance=instance, error=told)
+            await asyncio.wait({running}, timeout=BOUND_AGAIN_SECONDS)
 
     async def _ended_badly(self, start: StartMigration, parameters: Parameters, error: RemudaError) -> None:
         try:
