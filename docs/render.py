@@ -21,6 +21,8 @@ from remuda_cli.main import build as command_line
 from remuda_cli.verb import COMMON_OPTIONS
 from remuda_core import lifecycle
 from remuda_core.errors import REASONS
+from remuda_lab.faults.table import read as read_faults
+from remuda_lab.faults.table import render as render_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -146,7 +148,18 @@ def parameter_rows(parameters: Sequence[Any]) -> list[str]:
     return rows
 
 
-RENDERERS: Mapping[str, Callable[[], str]] = {"api": api, "cli": cli, "errors": errors, "states": states}
+def reliability() -> str:
+    """The fault table, from what `make reliability` recorded."""
+    return render_faults(read_faults(ROOT / "docs/reliability.jsonl"))
+
+
+RENDERERS: Mapping[str, Callable[[], str]] = {
+    "api": api,
+    "cli": cli,
+    "errors": errors,
+    "reliability": reliability,
+    "states": states,
+}
 
 
 def rendered(text: str) -> str:

@@ -23,7 +23,12 @@ print("connected", flush=True)
 sys.stdin.read()
 for one in (talks, other):
     keepalive = one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    print(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), keepalive)
+    one.setblocking(False)
+    try:
+        state = "open" if one.recv(1) else "ended"
+    except BlockingIOError:
+        state = "open"
+    print(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), keepalive, state)
 """
 
 
@@ -46,7 +51,7 @@ def test_connections_to_the_target_break_when_it_is_silent_and_others_are_left_a
     with talker() as process:
         assert silence.bound(process.pid, "127.0.0.1") == 1
         said, _ = process.communicate(timeout=30)
-    assert said.split("\n")[:2] == [f"{silence.SILENCE_SECONDS * 1000} 1", "0 0"]
+    assert said.split("\n")[:2] == [f"{silence.SILENCE_SECONDS * 1000} 1 open", "0 0 open"]
 
 
 def test_bounding_again_finds_the_same_connections() -> None:
@@ -65,3 +70,17 @@ def test_a_process_that_is_gone_is_an_error() -> None:
         pass
     with pytest.raises(OSError, match="process"):
         silence.bound(process.pid, "127.0.0.1")
+
+
+def test_connections_to_the_ports_of_libvirt_are_broken_and_others_are_not() -> None:
+    with talker() as process:
+        (port,) = ports(process, "127.0.0.1")
+        assert silence.sever(process.pid, "127.0.0.1", ports=(port + 1,)) == 0
+        assert silence.sever(process.pid, "127.0.0.1", ports=(port,)) == 1
+        said, _ = process.communicate(timeout=30)
+    assert said.split("\n")[:2] == ["0 0 ended", "0 0 open"]
+
+
+def ports(process: subprocess.Popen[str], peer: str) -> list[int]:
+    """Where the process is connected to at a host."""
+    return [int(one.getpeername()[1]) for one in silence._connections(process.pid, peer)]

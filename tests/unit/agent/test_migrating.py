@@ -1,10 +1,13 @@
 """A migration as a job of the source's agent: deadline, cancel, pause, restart. On the fake hypervisor."""
 
+import asyncio
 import os
 import time
 
 import pytest
+from remuda_agent.hypervisor import CompletedMigration
 from remuda_agent.hypervisor.fake import FakeHypervisor, FakeTimings
+from remuda_agent.hypervisor.model import MigrationRequest, hypervisor_error
 from remuda_agent.migration_parameters import Parameters
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId
@@ -200,3 +203,36 @@ async def test_a_migration_goes_on_where_silence_cannot_be_bounded(source: Sourc
     job, _ = source.migrations.start_or_join(start())
     await job.result()
     assert source.migrations.ended(OPERATION).downtime_ms == 20
+
+
+class Missed:
+    """A hypervisor whose call misses that its guest has ended, until its connection breaks."""
+
+    def __init__(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken: list[str] = []
+        self._release = asyncio.Event()
+        monkeypatch.setattr(source.hypervisor, "migrate", self._migrate)
+        monkeypatch.setattr(source.hypervisor, "end_missed_call", self._end)
+        monkeypatch.setattr("remuda_agent.migration_following.AWAY_SECONDS", 0.01)
+
+    async def _migrate(self, request: MigrationRequest, *, begun: asyncio.Event) -> CompletedMigration:
+        begun.set()
+        await self._release.wait()
+        raise hypervisor_error("domain is not running")
+
+    async def _end(self, *, peer: str) -> None:
+        self.broken.append(peer)
+        self._release.set()
+
+
+async def test_a_call_that_misses_the_end_of_its_guest_is_made_to_return(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = Missed(source, monkeypatch)
+    job, _ = source.migrations.start_or_join(start(timeout=60))
+    await asyncio.sleep(0.2)
+    assert missed.broken == [], "the guest runs"
+    await source.hypervisor.destroy(INSTANCE)
+    with pytest.raises(RemudaError, match="not running"):
+        await asyncio.wait_for(job.result(), 10)
+    assert missed.broken == ["b"]

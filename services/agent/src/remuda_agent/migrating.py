@@ -174,7 +174,9 @@ class Migrations:
         ledger = await asyncio.to_thread(Ledger.of, parameters.ledger)
         book = self._book(start.key.operation_id)
         book.restore(ledger.answers.values())
-        running = asyncio.create_task(follow(self._hypervisor, instance, call, begun))
+        running = asyncio.create_task(
+            follow(self._hypervisor, instance, call, begun, missed=lambda: self._end_missed_call(start))
+        )
         steering = Steering(
             self._hypervisor,
             start,
@@ -216,6 +218,18 @@ class Migrations:
         _remember(self._ended, start.key.operation_id, _ended(measured, parameters.began))
         return StepOutput()
 
+    async def _end_missed_call(self, start: StartMigration) -> None:
+        """Not while others migrate to the same host: theirs would break."""
+        peer, log = _peer(start), _log.bind(instance=start.key.instance_id)
+        others = [one for one in self._running.values() if one is not start and _peer(one) == peer]
+        log.warning("the guest is off, and its migration does not return", others=len(others))
+        if others:
+            return
+        try:
+            await self._hypervisor.end_missed_call(peer=peer)
+        except RemudaError as error:
+            log.warning("a migration hangs", error=str(error))
+
     async def _bound_silence(
         self, start: StartMigration, running: "asyncio.Task[CompletedMigration]"
     ) -> None:
@@ -223,8 +237,7 @@ class Migrations:
         instance, told = InstanceId(start.key.instance_id), ""
         while not running.done():
             try:
-                peer = start.target.address or start.target.hostname
-                await self._hypervisor.bound_silence(instance, peer=peer)
+                await self._hypervisor.bound_silence(instance, peer=_peer(start))
             except RemudaError as error:
                 if str(error) != told:
                     told = str(error)
@@ -312,6 +325,10 @@ class Migrations:
     def _told_before(self, start: StartMigration, ledger: Ledger) -> None:
         known = self.milestones(start.key.operation_id)
         known.extend(one for one in ledger.milestones if one not in known)
+
+
+def _peer(start: StartMigration) -> str:
+    return start.target.address or start.target.hostname
 
 
 def _remember(known: dict[str, T], operation: str, value: T) -> T:

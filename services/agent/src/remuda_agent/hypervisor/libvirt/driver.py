@@ -145,6 +145,12 @@ class LibvirtHypervisor:
                 f"connections of {instance_id} to {peer} are not bounded: {error}"
             ) from error
 
+    async def end_missed_call(self, *, peer: str) -> None:
+        try:
+            await asyncio.to_thread(lambda: [silence.sever(pid, peer) for pid in silence.daemons()])
+        except OSError as error:
+            raise hypervisor_error(f"libvirt's connection to {peer} is not broken: {error}") from error
+
     async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
         await self.connection.call(
             lambda c: domain_calls.set_bandwidth(c, instance_id, mib_per_second, post_copy), repeat=True

@@ -6,6 +6,10 @@ then waits for what is still on its way, with its main loop: the guest stands st
 calls it running, and no call about it comes back, abort included (measured, QEMU 7.2). With a bound the
 connection breaks, and the job ends as it does for any broken connection.
 
+The other way round, libvirt can miss that a guest has ended (measured, libvirt 9.0: it powers itself off in
+the middle): its call waits for ever for a word of a QEMU that is gone, and keeps the domain locked, so that
+it cannot even be started. That the connection to the target broke wakes it up.
+
 A socket's options belong to the socket, not to the process that sets them, so they are set from here, on
 duplicates of QEMU's descriptors (pidfd_getfd(2), Linux 5.6).
 """
@@ -16,6 +20,7 @@ import ctypes
 import errno
 import os
 import socket
+from collections.abc import Collection, Iterator
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
@@ -26,6 +31,9 @@ SILENCE_SECONDS = 15
 than a target that is alive needs to acknowledge a segment."""
 _PROBE_AFTER_SECONDS, _PROBE_EVERY_SECONDS = 5, 3
 """For a connection on which only an answer is waited for."""
+LIBVIRT_PORTS = (16509, 16514)
+"""TCP and TLS, where a migration's libvirtd connects to."""
+_DAEMONS = ("libvirtd", "virtqemud")
 _PIDFD_GETFD = 438
 """On every architecture."""
 
@@ -51,10 +59,52 @@ def bound(pid: int, peer: str) -> int:
 
     Raises OSError: the process is gone, may not be touched, or the name has no address.
     """
+    count = 0
+    for connection in _connections(pid, peer):
+        for option, value in (
+            (socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000),
+            (socket.TCP_KEEPIDLE, _PROBE_AFTER_SECONDS),
+            (socket.TCP_KEEPINTVL, _PROBE_EVERY_SECONDS),
+        ):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        count += 1
+    return count
+
+
+def daemons(proc: Path = Path("/proc")) -> list[int]:
+    """The pids of libvirt's daemon for QEMU: one, but for the moment of a restart."""
+    found = []
+    for entry in proc.iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() in _DAEMONS:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def sever(pid: int, peer: str, ports: Collection[int] = LIBVIRT_PORTS) -> int:
+    """Breaks every TCP connection of a process to a host's ports; returns how many. Raises OSError."""
+    count = 0
+    for connection in _connections(pid, peer):
+        if connection.getpeername()[1] in ports:
+            connection.shutdown(socket.SHUT_RDWR)
+            count += 1
+    return count
+
+
+def _connections(pid: int, peer: str) -> Iterator[socket.socket]:
+    """Duplicates, each open until the next is taken."""
     wanted = {_plain(str(found[4][0])) for found in socket.getaddrinfo(peer, None, type=socket.SOCK_STREAM)}
     pidfd = os.pidfd_open(pid)
     try:
-        return sum(_bound(pidfd, fd, wanted) for fd in _sockets(pid))
+        for number in _sockets(pid):
+            duplicate = _duplicate(pidfd, number)
+            if duplicate is not None:
+                with duplicate:
+                    if _leads_to(duplicate, wanted):
+                        yield duplicate
     finally:
         os.close(pidfd)
 
@@ -70,32 +120,24 @@ def _sockets(pid: int) -> list[int]:
     return found
 
 
-def _bound(pidfd: int, number: int, wanted: set[str]) -> bool:
-    duplicate = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
-    if duplicate < 0:
-        error = ctypes.get_errno()
-        if error in (errno.EBADF, errno.ESRCH):  # closed, or the process ended, since it was listed
-            return False
-        raise OSError(error, os.strerror(error), f"descriptor {number} of QEMU")
-    with socket.socket(fileno=duplicate) as connection:
-        if (
-            connection.family not in (socket.AF_INET, socket.AF_INET6)
-            or connection.type != socket.SOCK_STREAM
-        ):
-            return False
-        try:
-            if _plain(connection.getpeername()[0]) not in wanted:
-                return False
-        except OSError:  # not connected
-            return False
-        for option, value in (
-            (socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000),
-            (socket.TCP_KEEPIDLE, _PROBE_AFTER_SECONDS),
-            (socket.TCP_KEEPINTVL, _PROBE_EVERY_SECONDS),
-        ):
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return True
+def _duplicate(pidfd: int, number: int) -> socket.socket | None:
+    """None: closed, or the process has ended, since it was listed."""
+    descriptor = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if descriptor >= 0:
+        return socket.socket(fileno=descriptor)
+    error = ctypes.get_errno()
+    if error in (errno.EBADF, errno.ESRCH):
+        return None
+    raise OSError(error, os.strerror(error), f"descriptor {number}")
+
+
+def _leads_to(connection: socket.socket, wanted: set[str]) -> bool:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
+        return False
+    try:
+        return _plain(connection.getpeername()[0]) in wanted
+    except OSError:  # not connected
+        return False
 
 
 def _plain(address: str) -> str:
