@@ -54,6 +54,11 @@ class Move:
         self._call.cancel()
         self._thread.join(10)
 
+    @property
+    def over(self) -> bool:
+        """The operation has ended, as far as the stream has told."""
+        return self._over
+
     # -- waiting for a point ---------------------------------------------------------------------
 
     def wait(
