@@ -111,6 +111,12 @@ e2e: $(SYNCED) ## end-to-end tests: a lab with real libvirt and guests (as root)
 	@if [ "$$(id -u)" != 0 ]; then echo "the lab makes namespaces and bridges: run \`make e2e\` as root" >&2; exit 1; fi
 	@.ci/suite e2e $(PYTEST)
 
+.PHONY: reliability
+reliability: $(SYNCED) ## every crash in the middle of a move, and docs/reliability.md from what became of them (as root)
+	@rm -f docs/reliability.jsonl
+	@REMUDA_FAULT_ROWS=docs/reliability.jsonl $(BIN)/pytest tests/e2e/crashes $(PYTEST)
+	@$(BIN)/python docs/render.py
+
 .PHONY: test
 test: ## everything but the demo, each part timed: setup check unit contract integration e2e
 	@.ci/parts install check unit contract integration e2e

@@ -23,6 +23,8 @@ from remuda_cli.main import build as command_line
 from remuda_cli.verb import COMMON_OPTIONS
 from remuda_core import lifecycle
 from remuda_core.errors import REASONS
+from remuda_lab.faults.table import read as read_faults
+from remuda_lab.faults.table import render as render_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -154,11 +156,17 @@ def migration() -> str:
     return migration_report(migration_figures.from_json(taken))
 
 
+def reliability() -> str:
+    """The fault table, from what `make reliability` recorded."""
+    return render_faults(read_faults(ROOT / "docs/reliability.jsonl"))
+
+
 RENDERERS: Mapping[str, Callable[[], str]] = {
     "api": api,
     "cli": cli,
     "errors": errors,
     "migration": migration,
+    "reliability": reliability,
     "states": states,
 }
 

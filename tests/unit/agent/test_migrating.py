@@ -1,12 +1,16 @@
 """A migration as a job of the source's agent: deadline, cancel, pause, restart. On the fake hypervisor."""
 
+import asyncio
 import os
 import time
 
 import pytest
+from remuda_agent.hypervisor import CompletedMigration
 from remuda_agent.hypervisor.fake import FakeHypervisor, FakeTimings
+from remuda_agent.hypervisor.model import MigrationRequest, hypervisor_error
 from remuda_agent.migration_parameters import Parameters
 from remuda_core.errors import Reason, RemudaError
+from remuda_core.ids import InstanceId
 from remuda_core.testing.waiting import wait_for
 
 from tests.unit.agent.conftest import INSTANCE, NEVER, OPERATION, Source, start
@@ -167,3 +171,68 @@ async def test_the_guests_own_shutdown_on_the_way_is_told_as_that(source: Source
     with pytest.raises(RemudaError) as failed:
         await job.result()
     assert failed.value.reason is Reason.GUEST_STOPPED
+
+
+async def test_silence_of_the_target_is_bounded_although_nothing_else_is_answered(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU waits for a dead connection with its main loop: no call about the guest comes back then."""
+    monkeypatch.setattr("remuda_agent.migrating.BOUND_AGAIN_SECONDS", 0.01)
+    bounded: list[str] = []
+
+    async def bound(instance_id: InstanceId, *, peer: str) -> None:
+        bounded.append(peer)
+
+    monkeypatch.setattr(source.hypervisor, "bound_silence", bound)
+    source.fabric.timings = FakeTimings(migrate_memory=NEVER)
+    job, _ = source.migrations.start_or_join(start(timeout=60))
+    await source.until_job()
+    gate = source.fabric.faults["a"].hang("job_stats")
+    before = len(bounded)
+    await wait_for(lambda: len(bounded) > before + 2, timeout=10)
+    assert set(bounded) == {"b"}
+    gate.set()
+    job.stop.set()
+    with pytest.raises(RemudaError):
+        await job.result()
+
+
+async def test_a_migration_goes_on_where_silence_cannot_be_bounded(source: Source) -> None:
+    source.fabric.timings = FakeTimings(migrate_memory=0.05, switch_over=0.02)
+    source.fabric.faults["a"].fail("bound_silence", times=5)
+    job, _ = source.migrations.start_or_join(start())
+    await job.result()
+    assert source.migrations.ended(OPERATION).downtime_ms == 20
+
+
+class Missed:
+    """A hypervisor whose call misses that its guest has ended, until its connection breaks."""
+
+    def __init__(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken: list[str] = []
+        self._release = asyncio.Event()
+        monkeypatch.setattr(source.hypervisor, "migrate", self._migrate)
+        monkeypatch.setattr(source.hypervisor, "end_missed_call", self._end)
+        monkeypatch.setattr("remuda_agent.migration_following.AWAY_SECONDS", 0.01)
+
+    async def _migrate(self, request: MigrationRequest, *, begun: asyncio.Event) -> CompletedMigration:
+        begun.set()
+        await self._release.wait()
+        raise hypervisor_error("domain is not running")
+
+    async def _end(self, *, peer: str) -> None:
+        self.broken.append(peer)
+        self._release.set()
+
+
+async def test_a_call_that_misses_the_end_of_its_guest_is_made_to_return(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = Missed(source, monkeypatch)
+    job, _ = source.migrations.start_or_join(start(timeout=60))
+    await asyncio.sleep(0.2)
+    assert missed.broken == [], "the guest runs"
+    await source.hypervisor.destroy(INSTANCE)
+    with pytest.raises(RemudaError, match="not running"):
+        await asyncio.wait_for(job.result(), 10)
+    assert missed.broken == ["b"]

@@ -47,11 +47,11 @@ def test_the_api_takes_its_file_and_tells_prometheus_of_every_process(tmp_path: 
 
 
 def test_a_scheduler_takes_its_file(tmp_path: Path) -> None:
-    options = Options(election_ttl_seconds=10)
+    options = Options(election_ttl_seconds=10, patience_seconds=15)
     document = settings.scheduler(PATHS, "scheduler-2", PAIR, options, grant_key=Path("/k.pem"))
     scheduler = accepted(SchedulerSettings, document, tmp_path)
     assert (scheduler.name, scheduler.advertise) == ("scheduler-2", "10.77.0.3:7444")
-    assert scheduler.election_ttl_seconds == 10
+    assert (scheduler.election_ttl_seconds, scheduler.patience_seconds) == (10, 15)
 
 
 def test_the_image_store_takes_its_file_and_keeps_chunks_in_the_labs_directory(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ class Options:
 
     election_ttl_seconds: int = 5
     unreachable_after_seconds: int = 5
+    patience_seconds: int = 60
     domain_type: str = "qemu"
     log_level: str = "info"
 
@@ -51,6 +52,7 @@ def scheduler(
         "advertise": addresses.text(addresses.service(name)),
         "election_ttl_seconds": options.election_ttl_seconds,
         "unreachable_after_seconds": options.unreachable_after_seconds,
+        "patience_seconds": options.patience_seconds,
         "grant_key": grant_key,
         **_etcd(),
     }

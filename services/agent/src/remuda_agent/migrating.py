@@ -50,6 +50,8 @@ _log = structlog.get_logger(__name__)
 _REMEMBERED = 256
 """Migrations whose last word is kept for a leader that asks again."""
 STEERED_SECONDS = 10.0
+BOUND_AGAIN_SECONDS = 1.0
+"""QEMU opens a connection for each disk and one for memory, one after the other."""
 _REPEATED = frozenset({"DOWNTIME_RAISED", "COMMAND_APPLIED"})
 
 
@@ -182,7 +184,9 @@ class Migrations:
         ledger = await asyncio.to_thread(Ledger.of, parameters.ledger)
         book = self._book(start.key.operation_id)
         book.restore(ledger.answers.values())
-        running = asyncio.create_task(follow(self._hypervisor, instance, call, begun))
+        running = asyncio.create_task(
+            follow(self._hypervisor, instance, call, begun, missed=lambda: self._end_missed_call(start))
+        )
         steering = Steering(
             self._hypervisor,
             start,
@@ -195,6 +199,7 @@ class Migrations:
             tell=lambda kind, detail: self._tell(start, ledger, kind, detail),
         )
         steered = asyncio.create_task(steering.run(running))
+        bounded = asyncio.create_task(self._bound_silence(start, running))
         try:
             async with self._watching(start, steering):
                 self._milestone(start, "JOB_STARTED", parameters.began)
@@ -217,12 +222,38 @@ class Migrations:
             await self._ended_badly(start, parameters, error)
             raise meant from error
         finally:
-            for task in (running, steered):
+            for task in (running, steered, bounded):
                 task.cancel()
-            await asyncio.gather(running, steered, return_exceptions=True)
+            await asyncio.gather(running, steered, bounded, return_exceptions=True)
         parameters.forget()
         _remember(self._ended, start.key.operation_id, _ended(measured, parameters.began))
         return StepOutput()
+
+    async def _end_missed_call(self, start: StartMigration) -> None:
+        """Not while others migrate to the same host: theirs would break."""
+        peer, log = _peer(start), _log.bind(instance=start.key.instance_id)
+        others = [one for one in self._running.values() if one is not start and _peer(one) == peer]
+        log.warning("the guest is off, and its migration does not return", others=len(others))
+        if others:
+            return
+        try:
+            await self._hypervisor.end_missed_call(peer=peer)
+        except RemudaError as error:
+            log.warning("a migration hangs", error=str(error))
+
+    async def _bound_silence(
+        self, start: StartMigration, running: "asyncio.Task[CompletedMigration]"
+    ) -> None:
+        """Beside the steering, which the hypervisor may keep waiting just when this is needed."""
+        instance, told = InstanceId(start.key.instance_id), ""
+        while not running.done():
+            try:
+                await self._hypervisor.bound_silence(instance, peer=_peer(start))
+            except RemudaError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("a silent target would go unnoticed", instance=instance, error=told)
+            await asyncio.wait({running}, timeout=BOUND_AGAIN_SECONDS)
 
     async def _ended_badly(self, start: StartMigration, parameters: Parameters, error: RemudaError) -> None:
         try:
@@ -305,6 +336,10 @@ class Migrations:
     def _told_before(self, start: StartMigration, ledger: Ledger) -> None:
         known = self.milestones(start.key.operation_id)
         known.extend(one for one in ledger.milestones if one not in known)
+
+
+def _peer(start: StartMigration) -> str:
+    return start.target.address or start.target.hostname
 
 
 def _remember(known: dict[str, T], operation: str, value: T) -> T:

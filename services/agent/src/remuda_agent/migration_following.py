@@ -18,6 +18,8 @@ _log = structlog.get_logger(__name__)
 
 AWAY_SECONDS = 1.0
 """Between two questions to a hypervisor that does not answer."""
+MISSED_AFTER_LOOKS = 5
+"""A guest that was given away is off a moment before its call returns."""
 
 
 def under_way(view: DomainView) -> bool:
@@ -35,15 +37,18 @@ async def follow(
     instance: InstanceId,
     call: Callable[[], Awaitable[CompletedMigration]] | None,
     begun: asyncio.Event,
+    *,
+    missed: Callable[[], Awaitable[None]],
 ) -> CompletedMigration:
-    """Makes the call, or takes up a job without one, and returns when the guest was given away.
+    """Makes the call, or takes up a job without one, and returns when the guest was given away. `missed` is
+    called when the guest is off and the call does not return.
 
     Raises what the call raised, once no job is left; for a job without call MIGRATION_FAILED, GUEST_STOPPED.
     """
     failure = RemudaError(Reason.MIGRATION_FAILED, "the migration ended, and the guest has not moved")
     if call is not None:
         try:
-            return await call()
+            return await _called(hypervisor, instance, call(), begun, missed)
         except RemudaError as error:
             if not begun.is_set():
                 raise
@@ -54,6 +59,35 @@ async def follow(
     if call is None and view is not None and not view.active and view.reason == "shutdown":
         raise RemudaError(Reason.GUEST_STOPPED, "the guest powered itself off while it was migrated")
     raise failure
+
+
+async def _called(
+    hypervisor: Hypervisor,
+    instance: InstanceId,
+    call: Awaitable[CompletedMigration],
+    begun: asyncio.Event,
+    missed: Callable[[], Awaitable[None]],
+) -> CompletedMigration:
+    calling = asyncio.ensure_future(call)
+    looks_off = 0
+    try:
+        while not (await asyncio.wait({calling}, timeout=AWAY_SECONDS))[0]:
+            looks_off = looks_off + 1 if begun.is_set() and await _is_off(hypervisor, instance) else 0
+            if looks_off >= MISSED_AFTER_LOOKS:
+                looks_off = 0
+                await missed()
+        return calling.result()
+    finally:
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+
+
+async def _is_off(hypervisor: Hypervisor, instance: InstanceId) -> bool:
+    try:
+        view = await hypervisor.view(instance)
+    except RemudaError:
+        return False
+    return view is None or not view.active
 
 
 async def _when_over(hypervisor: Hypervisor, instance: InstanceId) -> DomainView | None:

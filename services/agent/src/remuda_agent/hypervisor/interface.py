@@ -94,6 +94,16 @@ class Hypervisor(Probes, Protocol):
     async def abort_job(self, instance_id: InstanceId) -> None:
         """Cancel the running job; none is a success, post-copy goes on. Raises DomainMissing."""
 
+    async def bound_silence(self, instance_id: InstanceId, *, peer: str) -> None:
+        """Let the migration's connections to ``peer`` (address or name) break when that has been silent for a
+        while; call it again for connections that are opened later. Without a migration there is none.
+        """
+
+    async def end_missed_call(self, *, peer: str) -> None:
+        """Break the hypervisor's own connection to ``peer``: a call of `migrate` that has missed the end of
+        its guest returns then. Any other migration to the same host breaks, too.
+        """
+
     async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
         """Cap the running migration, 0: no cap; with ``post_copy`` the one of post-copy too.
 

@@ -71,7 +71,6 @@ async def _until_judged(run: _Run, request: LiveMigrateInstanceRequest, spec: Do
         # Before every order, the first one included: who takes over must not start what is over.
         seen = await look(run)
         looks.count(seen.outcome)
-        run.log.info("migration judged", outcome=seen.outcome.name)
         match seen.outcome:
             case Outcome.MOVED:
                 await _arrived(run, request, spec, seen)

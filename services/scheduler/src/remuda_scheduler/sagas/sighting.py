@@ -68,7 +68,18 @@ async def look(run: _Run) -> Judged:
         guest_ran=memory.desired_run_state != Instance.STATE_PAUSED,
         split=memory.split,
     )
-    return Judged(outcome=decide_outcome(source, target, journal), source=source, target=target)
+    outcome = decide_outcome(source, target, journal)
+    run.log.info("migration judged", outcome=outcome.name, source=_words(source), target=_words(target))
+    return Judged(outcome=outcome, source=source, target=target)
+
+
+def _words(sight: Sight) -> str:
+    """For the log: why it was judged so."""
+    if sight.power in (Power.UNREACHABLE, Power.ABSENT):
+        return sight.power.name
+    parts = [sight.power.name, sight.why.name, f"job {sight.job.name}"]
+    parts += ["persistent"] * sight.persistent + ["another's"] * (not sight.ours)
+    return ", ".join(parts)
 
 
 async def _see(run: _Run, host: HostId, epoch: int, *, operation: str) -> Sight:

@@ -205,6 +205,14 @@ class FakeHypervisor:
         with self._changing("abort_job") as world:
             moves.abort(world, self._host, instance_id)
 
+    async def bound_silence(self, instance_id: InstanceId, *, peer: str) -> None:
+        """There are no connections."""
+        await self._before("bound_silence")
+
+    async def end_missed_call(self, *, peer: str) -> None:
+        """It misses nothing."""
+        await self._before("end_missed_call")
+
     async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
         await self._before("set_bandwidth")
         with self._changing("set_bandwidth") as world:

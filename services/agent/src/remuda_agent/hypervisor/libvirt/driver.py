@@ -15,7 +15,7 @@ from remuda_core.ids import Epoch, InstanceId, OperationId
 
 from remuda_agent.hypervisor.facts import CpuVerdict, GuestFacts
 from remuda_agent.hypervisor.fanout import Fanout
-from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml, preflight
+from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml, preflight, silence
 from remuda_agent.hypervisor.libvirt.connection import Connection, failed
 from remuda_agent.hypervisor.libvirt.domain_xml import Platform, Stamp
 from remuda_agent.hypervisor.libvirt.host_facts import HostFacts, parse_capabilities
@@ -130,6 +130,26 @@ class LibvirtHypervisor:
 
     async def abort_job(self, instance_id: InstanceId) -> None:
         await self.connection.call(lambda c: domain_calls.abort_job(c, instance_id))
+
+    async def bound_silence(self, instance_id: InstanceId, *, peer: str) -> None:
+        def bound() -> None:
+            pid = silence.qemu_of(instance_id)
+            if pid is not None:
+                silence.bound(pid, peer)
+
+        try:
+            # Not through libvirt's threads: those may all be waiting for the very connection that is dead.
+            await asyncio.to_thread(bound)
+        except OSError as error:
+            raise hypervisor_error(
+                f"connections of {instance_id} to {peer} are not bounded: {error}"
+            ) from error
+
+    async def end_missed_call(self, *, peer: str) -> None:
+        try:
+            await asyncio.to_thread(lambda: [silence.sever(pid, peer) for pid in silence.daemons()])
+        except OSError as error:
+            raise hypervisor_error(f"libvirt's connection to {peer} is not broken: {error}") from error
 
     async def set_bandwidth(self, instance_id: InstanceId, *, mib_per_second: int, post_copy: bool) -> None:
         await self.connection.call(

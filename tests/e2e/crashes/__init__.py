@@ -1,0 +1,1 @@
+"""Crashes in the middle of live migrations of real guests; docs/reliability.md is made of them."""
