@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ROWS = Path(os.environ.get("REMUDA_FAULT_ROWS") or ROOT / "build" / "reliability.jsonl")
 """`make reliability` names the file from which the document is made."""
 
-OPTIONS = Options(patience_seconds=15)
+OPTIONS = Options(patience_seconds=8)
 """Enough to outlast a restarted agent; a debt is left when a host stays away longer."""
 
 PASSED = pytest.StashKey[bool]()

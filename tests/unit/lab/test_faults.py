@@ -76,6 +76,10 @@ def test_the_last_row_of_a_test_counts_and_keeps_its_place(tmp_path: Path) -> No
     assert read(file) == [again, other]
 
 
+def test_what_was_judged_before_the_fault_is_not_its_work() -> None:
+    assert replace(ROW, outcomes=("MOVED",), rows=(0, 2)).produced == (0,)
+
+
 def test_the_tables_tell_of_every_row_and_name_outcomes_that_are_missing() -> None:
     text = render([ROW])
     assert (

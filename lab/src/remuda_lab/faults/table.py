@@ -36,7 +36,12 @@ class Row:
     left: str
     """What was left on hosts and in etcd once all debts were paid."""
     rows: tuple[int, ...]
-    """Indices of OUTCOME_ROWS that it has produced."""
+    """Indices of OUTCOME_ROWS that were seen in the course of the move."""
+
+    @property
+    def produced(self) -> tuple[int, ...]:
+        """Those whose outcome was judged after the fault: before it every move shows a guest that stays."""
+        return tuple(index for index in self.rows if OUTCOME_ROWS[index].outcome in self.outcomes)
 
     @property
     def name(self) -> str:
@@ -85,7 +90,7 @@ def render(rows: Sequence[Row]) -> str:
             wanted.target,
             f"`{wanted.outcome}`",
             wanted.means,
-            ", ".join(f"`{row.name}`" for row in rows if index in row.rows) or "not produced",
+            ", ".join(f"`{row.name}`" for row in rows if index in row.produced) or "not produced",
         )
         for index, wanted in enumerate(OUTCOME_ROWS)
     ]
