@@ -47,12 +47,17 @@ async def follow(
     """
     failure = RemudaError(Reason.MIGRATION_FAILED, "the migration ended, and the guest has not moved")
     if call is not None:
+        # The call stays in this task: whoever cancels that before it has begun knows that it never will.
+        minding = asyncio.create_task(_mind_the_end(hypervisor, instance, begun, missed))
         try:
-            return await _called(hypervisor, instance, call(), begun, missed)
+            return await call()
         except RemudaError as error:
             if not begun.is_set():
                 raise
             failure = error
+        finally:
+            minding.cancel()
+            await asyncio.gather(minding, return_exceptions=True)
     view = await _when_over(hypervisor, instance)
     if view is not None and given_away(view):
         return await _measured(hypervisor, instance)
@@ -61,25 +66,18 @@ async def follow(
     raise failure
 
 
-async def _called(
-    hypervisor: Hypervisor,
-    instance: InstanceId,
-    call: Awaitable[CompletedMigration],
-    begun: asyncio.Event,
-    missed: Callable[[], Awaitable[None]],
-) -> CompletedMigration:
-    calling = asyncio.ensure_future(call)
+async def _mind_the_end(
+    hypervisor: Hypervisor, instance: InstanceId, begun: asyncio.Event, missed: Callable[[], Awaitable[None]]
+) -> None:
+    """Beside the call, until cancelled."""
+    await begun.wait()
     looks_off = 0
-    try:
-        while not (await asyncio.wait({calling}, timeout=AWAY_SECONDS))[0]:
-            looks_off = looks_off + 1 if begun.is_set() and await _is_off(hypervisor, instance) else 0
-            if looks_off >= MISSED_AFTER_LOOKS:
-                looks_off = 0
-                await missed()
-        return calling.result()
-    finally:
-        calling.cancel()
-        await asyncio.gather(calling, return_exceptions=True)
+    while True:
+        await asyncio.sleep(AWAY_SECONDS)
+        looks_off = looks_off + 1 if await _is_off(hypervisor, instance) else 0
+        if looks_off >= MISSED_AFTER_LOOKS:
+            looks_off = 0
+            await missed()
 
 
 async def _is_off(hypervisor: Hypervisor, instance: InstanceId) -> bool:
