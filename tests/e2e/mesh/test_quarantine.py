@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -197,15 +198,17 @@ def impatient(mesh: Mesh) -> Iterator[None]:
     files = {name: mesh.lab.paths.config / f"{name}.toml" for name in SCHEDULERS}
     texts = {name: file.read_text() for name, file in files.items()}
 
-    def configure(first_line: str) -> None:
+    def configure(patience: str) -> None:
         for name in SCHEDULERS:
-            files[name].write_text(first_line + texts[name])
+            changed, count = re.subn(r"(?m)^patience_seconds = .*$", patience, texts[name])
+            assert count == 1, texts[name]
+            files[name].write_text(changed if patience else texts[name])
             mesh.cluster.kill(name, signal.SIGTERM)
         for name in SCHEDULERS:
             mesh.cluster.start(name)
         mesh.wait_hosts_up()
 
-    configure("patience_seconds = 5.0\n")
+    configure("patience_seconds = 5")
     try:
         yield
     finally:

@@ -47,6 +47,8 @@ class Place:
     surveyor: Surveyor
     sweeper: Sweeper
     receipts: Receipts
+    waiting: dict[InstanceId, Epoch]
+    """In quarantine."""
 
     @property
     def local(self) -> Path:
@@ -119,8 +121,9 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     pools.prepare()
     hypervisor, jobs, turns = FakeHypervisor(FakeFabric(), "a"), JobTable(), BaseTurns()
     leaders, receipts = LeaderGuard(tmp_path / "state"), Receipts(tmp_path / "state")
+    waiting: dict[InstanceId, Epoch] = {}
     surveyor = Surveyor(
-        observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
+        observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates, waiting=lambda: waiting),
         pools=pools,
         reader=PretendingDiskReader(),
         host_id=HOST,
@@ -144,6 +147,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         surveyor=surveyor,
         sweeper=sweeper,
         receipts=receipts,
+        waiting=waiting,
     )
     await jobs.close(0)
 
@@ -195,6 +199,14 @@ async def test_a_survey_of_one_instance_shows_its_own_and_what_bears_its_name(pl
     assert [(one.pool, one.role) for one in found.directories] == [("shared", "owner")]
     assert names(list(found.files)) == {f"instances/{INSTANCE}.old": "FOREIGN"}
     assert not found.domains
+
+
+async def test_a_copy_in_quarantine_without_a_domain_is_no_domain(place: Place) -> None:
+    place.directory(role="owner")
+    place.waiting[INSTANCE] = Epoch(2)
+    for survey in (await place.survey(), await place.survey(INSTANCE)):
+        assert not survey.domains
+        assert [one.instance_id for one in survey.directories] == [INSTANCE]
 
 
 async def test_a_base_stays_in_use_under_a_disk_that_somebody_has_set_aside(place: Place) -> None:

@@ -52,10 +52,13 @@ class Surveyor:
         return response
 
     async def domains(self, instance: InstanceId | None) -> list[ObservedInstance]:
-        if instance is None:
-            return list((await self._observer.everything()).instances)
-        seen = await self._observer.one(instance)
-        return [] if seen.power_state == Instance.POWER_STATE_ABSENT else [seen]
+        shown = (
+            [await self._observer.one(instance)]
+            if instance
+            else (await self._observer.everything()).instances
+        )
+        # Copies in quarantine are shown without a domain too: the leader judges those by their directories.
+        return [seen for seen in shown if seen.power_state != Instance.POWER_STATE_ABSENT]
 
     async def directory(self, pool: str, instance: InstanceId) -> FoundDirectory | None:
         """As it is now; None: it is gone. Raises STEP_FAILED."""
