@@ -74,11 +74,14 @@ def walks_its_rungs(mesh: Mesh, guest: Guest) -> None:
         ("DOWNTIME_RAISED", "1 ms to 2 ms"),
         ("DOWNTIME_RAISED", "2 ms to 4 ms"),
     ]
-    (why,) = [one.detail for one in record.timeline if one.type == "POST_COPY_BEGUN"]
-    assert why.startswith("the ladder: memory: never less than"), why
+    # Unless the throttle was enough, as it may be where the guest has a processor to itself. What the ladder
+    # does about the rest is played over a recorded job in tests/unit/migration.
+    begun = [one.detail for one in record.timeline if one.type == "POST_COPY_BEGUN"]
+    assert len(begun) <= 1
+    assert all(why.startswith("the ladder: memory: never less than") for why in begun), begun
     assert {mesh.host_name(one.host) for one in record.timeline if one.detail} == {"host1"}
     events = [event["type"] for event in mesh.cli().json("instance", "events", "stalled")]
-    assert (events.count("DOWNTIME_RAISED"), events.count("POST_COPY_BEGUN")) == (2, 1)
+    assert (events.count("DOWNTIME_RAISED"), events.count("POST_COPY_BEGUN")) == (2, len(begun))
 
 
 def is_aborted_at_its_deadline(mesh: Mesh, guest: Guest) -> None:
