@@ -37,6 +37,7 @@ class Reason(StrEnum):
     HOST_NOT_FOUND = "HOST_NOT_FOUND"
     HOST_UNREACHABLE = "HOST_UNREACHABLE"
     HYPERVISOR_ERROR = "HYPERVISOR_ERROR"
+    IMAGE_INCOMPLETE = "IMAGE_INCOMPLETE"
     IMAGE_IN_USE = "IMAGE_IN_USE"
     IMAGE_NOT_ACTIVE = "IMAGE_NOT_ACTIVE"
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
@@ -63,6 +64,8 @@ class Reason(StrEnum):
     PERMISSION_DENIED = "PERMISSION_DENIED"
     PREFLIGHT_FAILED = "PREFLIGHT_FAILED"
     QUARANTINED = "QUARANTINED"
+    QUIESCE_FAILED = "QUIESCE_FAILED"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
     REVISION_AHEAD = "REVISION_AHEAD"
@@ -127,6 +130,10 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.HOST_NOT_FOUND: Meaning(_MISSING, "There is no such host."),
         Reason.HOST_UNREACHABLE: Meaning(_AWAY, "The host's agent does not answer."),
         Reason.HYPERVISOR_ERROR: Meaning(StatusCode.INTERNAL, "libvirt or QEMU failed; its words follow."),
+        Reason.IMAGE_INCOMPLETE: Meaning(
+            _REFUSED,
+            "The image names chunks that were neither sent for it nor known to its maker: send them first.",
+        ),
         Reason.IMAGE_IN_USE: Meaning(_REFUSED, "Instances are based on the image."),
         Reason.IMAGE_NOT_ACTIVE: Meaning(_REFUSED, "The image has no complete, verified bytes."),
         Reason.IMAGE_NOT_FOUND: Meaning(_MISSING, "There is no such image, or the caller may not see it."),
@@ -176,6 +183,10 @@ REASONS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.QUARANTINED: Meaning(
             _AWAY, "The host was booted, and its copy of the guest is not started before it is confirmed."
         ),
+        Reason.QUIESCE_FAILED: Meaning(
+            _REFUSED, "The guest's file systems could not be frozen, and the request demands it."
+        ),
+        Reason.QUOTA_EXCEEDED: Meaning(_FULL, "The project would use more than its quota allows."),
         Reason.REQUEST_ID_REUSED: Meaning(_INVALID, "The request_id was used with another body."),
         Reason.REQUEST_TOO_LARGE: Meaning(
             _FULL, "The message, or what would have to be kept of it, is too large; repeating is useless."

@@ -34,9 +34,22 @@ def public_key(pem: bytes) -> Ed25519PublicKey:
 
 
 def grant(
-    *, host: HostId, operation: OperationId, readable_images: Sequence[ImageId], expires: datetime
+    *,
+    host: HostId,
+    operation: OperationId,
+    readable_images: Sequence[ImageId],
+    expires: datetime,
+    writable_image: ImageId | None = None,
+    byte_limit: int = 0,
 ) -> Grant:
-    made = Grant(host_id=host, operation_id=operation, readable_images=readable_images)
+    """`byte_limit`: most that may be added to the store for `writable_image`, as stored."""
+    made = Grant(
+        host_id=host,
+        operation_id=operation,
+        readable_images=readable_images,
+        writable_image=writable_image or "",
+        byte_limit=byte_limit,
+    )
     made.expire_time.FromDatetime(expires.astimezone(UTC))
     return made
 
@@ -52,9 +65,11 @@ def verify(
     *,
     host: HostId | None,
     image: ImageId | None = None,
+    writes: ImageId | None = None,
     now: datetime | None = None,
 ) -> Grant:
-    """The grant, when the leader signed it for `host`, it has not expired, and lets `image` be read.
+    """The grant, when the leader signed it for `host`, it has not expired, lets `image` be read and `writes` be
+    filled.
 
     `host` is the caller's, from its certificate; None never passes. Clocks may differ by 30 s.
     Raises RemudaError GRANT_REFUSED.
@@ -70,6 +85,8 @@ def verify(
         raise _refused("it has expired")
     if image is not None and image not in found.readable_images:
         raise _refused(f"it does not cover image {image}")
+    if writes is not None and writes != found.writable_image:
+        raise _refused(f"it does not let image {writes} be filled")
     return found
 
 

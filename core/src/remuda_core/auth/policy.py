@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from google.protobuf.message import Message
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
+from remuda.image.v1.image_pb2 import Image
 
 from remuda_core import names
 from remuda_core.auth.caller import Caller, Kind
@@ -84,6 +85,7 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "CheckMigration": Rule(
                     users=True, projects=("name",), admin_fields=("target_host", "probe_limit")
                 ),
+                "SnapshotInstance": _NAME,
                 "ReconcileInstance": Rule(users=True, admin=True, projects=("name",)),
                 "ListAllowedActions": _NAME,
                 "ListInstanceEvents": _PARENT,
@@ -121,6 +123,10 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
             "remuda.compute.v1.NetworkService",
             {"CreateNetwork": _ADMIN, "GetNetwork": _USER, "ListNetworks": _USER, "DeleteNetwork": _ADMIN},
         ),
+        **_service(
+            "remuda.compute.v1.QuotaService",
+            {"GetQuota": _NAME, "UpdateQuota": Rule(users=True, admin=True, projects=("quota.name",))},
+        ),
         # An operation's name does not say its project: the handlers look it up and ask `require_project`.
         **_service("remuda.compute.v1.OperationService", {"WatchOperation": _USER}),
         **_service(
@@ -136,16 +142,36 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
         **_service(
             "remuda.image.v1.ImageService",
             {
-                "CreateImage": _and_api(_PARENT),
+                "CreateImage": Rule(
+                    users=True,
+                    projects=("parent",),
+                    services=frozenset({"api"}),
+                    admin_values=(("image.visibility", Image.VISIBILITY_PUBLIC),),
+                ),
                 "GetImage": _and_api(_NAME),
                 "ListImages": _and_api(_PARENT),
+                "UpdateImage": Rule(
+                    users=True,
+                    projects=("image.name",),
+                    admin_values=(("image.visibility", Image.VISIBILITY_PUBLIC),),
+                ),
                 "DeleteImage": _and_api(_NAME),
                 "GetUpload": _and_api(_NAME),
                 "UploadImage": _and_api(_NAME),
                 "DownloadImage": _and_api(_NAME),
             },
         ),
-        **_service("remuda.image.v1.ChunkService", {"GetManifest": _HOST, "ReadChunks": _HOST}),
+        **_service(
+            "remuda.image.v1.ChunkService",
+            {
+                "GetManifest": _HOST,
+                "ReadChunks": _HOST,
+                "FindChunks": _HOST,
+                "WriteChunks": _HOST,
+                "CommitImage": _HOST,
+                "RepairChunks": _HOST,
+            },
+        ),
         **_service("remuda.scheduler.v1.HostRegistryService", {"Attach": _HOST}),
         **_service(
             "remuda.scheduler.v1.LiveService",
@@ -168,6 +194,7 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "ReadConsole": _SCHEDULER,
                 "Survey": _SCHEDULER,
                 "Sweep": _SCHEDULER,
+                "OfferChunks": _SCHEDULER,
             },
         ),
         **_service("remuda.agent.v1.MigrationService", {"Migrate": _SCHEDULER}),

@@ -171,6 +171,19 @@ class Keys:
         """Held under a lease while chunks are removed, or verified before an image becomes ACTIVE."""
         return f"{self.prefix}gc/images"
 
+    def image_usage(self, project: ProjectId) -> str:
+        return f"{self.prefix}image_usage/{project}"
+
+    def quota(self, project: ProjectId) -> str:
+        return f"{self.prefix}quotas/{project}"
+
+    @property
+    def all_image_damage(self) -> str:
+        return f"{self.prefix}image_damage/"
+
+    def image_damage(self, digest_hex: str) -> str:
+        return f"{self.all_image_damage}{digest_hex}"
+
     def image_refs(self, image: ImageId) -> str:
         return f"{self.prefix}image_refs/{image}/"
 

@@ -28,11 +28,13 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remuda.agent.v1 import common_pb2 as remuda_dot_agent_dot_v1_dot_common__pb2
 from remuda.compute.v1 import operation_pb2 as remuda_dot_compute_dot_v1_dot_operation__pb2
+from remuda.compute.v1 import snapshot_pb2 as remuda_dot_compute_dot_v1_dot_snapshot__pb2
 from remuda.image.v1 import chunk_pb2 as remuda_dot_image_dot_v1_dot_chunk__pb2
+from remuda.image.v1 import source_pb2 as remuda_dot_image_dot_v1_dot_source__pb2
 from remuda.scheduler.v1 import registry_pb2 as remuda_dot_scheduler_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/agent/v1/agent.proto\x12\x0fremuda.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1cremuda/agent/v1/common.proto\x1a!remuda/compute/v1/operation.proto\x1a\x1bremuda/image/v1/chunk.proto\x1a\"remuda/scheduler/v1/registry.proto\"B\n\x0c\x46\x65nceRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\" \n\rFenceResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\"\x8d\x05\n\x0eRunStepRequest\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x18.remuda.agent.v1.StepKeyB\x06\xbaH\x03\xc8\x01\x01\x12=\n\x11\x65nsure_base_image\x18\x02 \x01(\x0b\x32 .remuda.agent.v1.EnsureBaseImageH\x00\x12\x36\n\rprepare_disks\x18\x03 \x01(\x0b\x32\x1d.remuda.agent.v1.PrepareDisksH\x00\x12\x36\n\rdefine_domain\x18\x04 \x01(\x0b\x32\x1d.remuda.agent.v1.DefineDomainH\x00\x12\x34\n\x0cstart_domain\x18\x05 \x01(\x0b\x32\x1c.remuda.agent.v1.StartDomainH\x00\x12\x32\n\x0bstop_domain\x18\x06 \x01(\x0b\x32\x1b.remuda.agent.v1.StopDomainH\x00\x12:\n\x0fremove_instance\x18\x07 \x01(\x0b\x32\x1f.remuda.agent.v1.RemoveInstanceH\x00\x12<\n\x10prepare_incoming\x18\x08 \x01(\x0b\x32 .remuda.agent.v1.PrepareIncomingH\x00\x12:\n\x0f\x66inish_incoming\x18\t \x01(\x0b\x32\x1f.remuda.agent.v1.FinishIncomingH\x00\x12\x38\n\x0erelease_source\x18\n \x01(\x0b\x32\x1e.remuda.agent.v1.ReleaseSourceH\x00\x12\x34\n\x0cpause_domain\x18\x0b \x01(\x0b\x32\x1c.remuda.agent.v1.PauseDomainH\x00\x42\r\n\x04work\x12\x05\xbaH\x02\x08\x01\"w\n\x0f\x45nsureBaseImage\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x0c\n\x04pool\x18\x04 \x01(\t\"9\n\x0cPrepareDisks\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"9\n\x0c\x44\x65\x66ineDomain\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"\r\n\x0bStartDomain\"E\n\nStopDomain\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\r\n\x0bPauseDomain\"9\n\x0eRemoveInstance\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x19\n\x11keep_shared_files\x18\x02 \x01(\x08\"\x7f\n\x0fPrepareIncoming\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\".\n\x0e\x46inishIncoming\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0c\n\x04pool\x18\x02 \x01(\t\"3\n\rReleaseSource\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\"\xa9\x01\n\x0fRunStepResponse\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.remuda.agent.v1.StepAcceptedH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.remuda.compute.v1.ProgressH\x00\x12)\n\x04\x64one\x18\x03 \x01(\x0b\x32\x19.remuda.agent.v1.StepDoneH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x0cStepAccepted\x12\x0e\n\x06joined\x18\x01 \x01(\x08\"[\n\x08StepDone\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12+\n\x06output\x18\x02 \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\"\xcf\x02\n\nStepOutput\x12\x14\n\x0cmachine_type\x18\x01 \x01(\t\x12\x0e\n\x06\x66orced\x18\x02 \x01(\x08\x12\x37\n\x08observed\x18\x03 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x12\x1c\n\x14guest_agent_answered\x18\x04 \x01(\x08\x12\x18\n\x0b\x64owntime_ms\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12/\n\x0bresume_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x07\x62ridges\x18\x07 \x03(\x0b\x32(.remuda.agent.v1.StepOutput.BridgesEntry\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_downtime_ms\"7\n\x16ObserveInstanceRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"R\n\x17ObserveInstanceResponse\x12\x37\n\x08observed\x18\x01 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\"S\n\x12ReadConsoleRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tmax_bytes\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80@ \x00\"8\n\x13ReadConsoleResponse\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"v\n\rSurveyRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\x12 \n\x0binstance_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x0f\n\x07\x64igests\x18\x03 \x01(\x08\"\xd3\x01\n\x0eSurveyResponse\x12\x36\n\x07\x64omains\x18\x01 \x03(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x12\x34\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32\x1f.remuda.agent.v1.FoundDirectory\x12)\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1a.remuda.agent.v1.FoundFile\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xda\x01\n\x0e\x46oundDirectory\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x15\n\rowner_host_id\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\x14\n\x0coperation_id\x18\x06 \x01(\t\x12\x0c\n\x04role\x18\x07 \x01(\t\x12)\n\x05\x66iles\x18\x08 \x03(\x0b\x32\x1a.remuda.agent.v1.FoundFile\x12\x0e\n\x06\x64\x61mage\x18\t \x01(\t\x12\x10\n\x08pool_uid\x18\n \x01(\t\"\xcf\x02\n\tFoundFile\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.remuda.agent.v1.FoundFile.Kind\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x03\x12\x15\n\rvirtual_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x0e\n\x06in_use\x18\x07 \x01(\x08\x12/\n\x0bmodify_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"v\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DISK\x10\x01\x12\x13\n\x0fKIND_BASE_IMAGE\x10\x02\x12\x12\n\x0eKIND_TEMPORARY\x10\x03\x12\x0e\n\nKIND_OTHER\x10\x04\x12\x10\n\x0cKIND_FOREIGN\x10\x05\"\x99\x01\n\x0cSweepRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x07targets\x18\x02 \x03(\x0b\x32\x1c.remuda.agent.v1.SweepTargetB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1b\n\tprincipal\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\xc9\x01\n\x0bSweepTarget\x12\x34\n\tdirectory\x18\x01 \x01(\x0b\x32\x1f.remuda.agent.v1.FoundDirectoryH\x00\x12*\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x1a.remuda.agent.v1.FoundFileH\x00\x12\x37\n\x06\x64omain\x18\x03 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstanceH\x00\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x0f\n\x06target\x12\x05\xbaH\x02\x08\x01\"@\n\rSweepResponse\x12/\n\x08receipts\x18\x01 \x03(\x0b\x32\x1d.remuda.agent.v1.SweepReceipt\"/\n\x0cSweepReceipt\x12\x0f\n\x07removed\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xf9\x03\n\x0c\x41gentService\x12\x46\n\x05\x46\x65nce\x12\x1d.remuda.agent.v1.FenceRequest\x1a\x1e.remuda.agent.v1.FenceResponse\x12N\n\x07RunStep\x12\x1f.remuda.agent.v1.RunStepRequest\x1a .remuda.agent.v1.RunStepResponse0\x01\x12\x64\n\x0fObserveInstance\x12\'.remuda.agent.v1.ObserveInstanceRequest\x1a(.remuda.agent.v1.ObserveInstanceResponse\x12X\n\x0bReadConsole\x12#.remuda.agent.v1.ReadConsoleRequest\x1a$.remuda.agent.v1.ReadConsoleResponse\x12I\n\x06Survey\x12\x1e.remuda.agent.v1.SurveyRequest\x1a\x1f.remuda.agent.v1.SurveyResponse\x12\x46\n\x05Sweep\x12\x1d.remuda.agent.v1.SweepRequest\x1a\x1e.remuda.agent.v1.SweepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/agent/v1/agent.proto\x12\x0fremuda.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1cremuda/agent/v1/common.proto\x1a!remuda/compute/v1/operation.proto\x1a remuda/compute/v1/snapshot.proto\x1a\x1bremuda/image/v1/chunk.proto\x1a\x1cremuda/image/v1/source.proto\x1a\"remuda/scheduler/v1/registry.proto\"B\n\x0c\x46\x65nceRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\" \n\rFenceResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\"\xc5\x05\n\x0eRunStepRequest\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x18.remuda.agent.v1.StepKeyB\x06\xbaH\x03\xc8\x01\x01\x12=\n\x11\x65nsure_base_image\x18\x02 \x01(\x0b\x32 .remuda.agent.v1.EnsureBaseImageH\x00\x12\x36\n\rprepare_disks\x18\x03 \x01(\x0b\x32\x1d.remuda.agent.v1.PrepareDisksH\x00\x12\x36\n\rdefine_domain\x18\x04 \x01(\x0b\x32\x1d.remuda.agent.v1.DefineDomainH\x00\x12\x34\n\x0cstart_domain\x18\x05 \x01(\x0b\x32\x1c.remuda.agent.v1.StartDomainH\x00\x12\x32\n\x0bstop_domain\x18\x06 \x01(\x0b\x32\x1b.remuda.agent.v1.StopDomainH\x00\x12:\n\x0fremove_instance\x18\x07 \x01(\x0b\x32\x1f.remuda.agent.v1.RemoveInstanceH\x00\x12<\n\x10prepare_incoming\x18\x08 \x01(\x0b\x32 .remuda.agent.v1.PrepareIncomingH\x00\x12:\n\x0f\x66inish_incoming\x18\t \x01(\x0b\x32\x1f.remuda.agent.v1.FinishIncomingH\x00\x12\x38\n\x0erelease_source\x18\n \x01(\x0b\x32\x1e.remuda.agent.v1.ReleaseSourceH\x00\x12\x34\n\x0cpause_domain\x18\x0b \x01(\x0b\x32\x1c.remuda.agent.v1.PauseDomainH\x00\x12\x36\n\rsnapshot_disk\x18\x0c \x01(\x0b\x32\x1d.remuda.agent.v1.SnapshotDiskH\x00\x42\r\n\x04work\x12\x05\xbaH\x02\x08\x01\"w\n\x0f\x45nsureBaseImage\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x0c\n\x04pool\x18\x04 \x01(\t\"9\n\x0cPrepareDisks\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"9\n\x0c\x44\x65\x66ineDomain\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\"\r\n\x0bStartDomain\"E\n\nStopDomain\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\r\n\x0bPauseDomain\"\xea\x01\n\x0cSnapshotDisk\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x43\n\x07quiesce\x18\x05 \x01(\x0e\x32\x32.remuda.compute.v1.SnapshotInstanceRequest.Quiesce\x12/\n\x0c\x66reeze_limit\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\x0eRemoveInstance\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x19\n\x11keep_shared_files\x18\x02 \x01(\x08\"\x7f\n\x0fPrepareIncoming\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.remuda.agent.v1.DomainSpec\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\x12+\n\x05grant\x18\x03 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\".\n\x0e\x46inishIncoming\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0c\n\x04pool\x18\x02 \x01(\t\"3\n\rReleaseSource\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0cshared_disks\x18\x02 \x01(\x08\"\xa9\x01\n\x0fRunStepResponse\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.remuda.agent.v1.StepAcceptedH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.remuda.compute.v1.ProgressH\x00\x12)\n\x04\x64one\x18\x03 \x01(\x0b\x32\x19.remuda.agent.v1.StepDoneH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x0cStepAccepted\x12\x0e\n\x06joined\x18\x01 \x01(\x08\"[\n\x08StepDone\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12+\n\x06output\x18\x02 \x01(\x0b\x32\x1b.remuda.agent.v1.StepOutput\"\xff\x02\n\nStepOutput\x12\x14\n\x0cmachine_type\x18\x01 \x01(\t\x12\x0e\n\x06\x66orced\x18\x02 \x01(\x08\x12\x37\n\x08observed\x18\x03 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x12\x1c\n\x14guest_agent_answered\x18\x04 \x01(\x08\x12\x18\n\x0b\x64owntime_ms\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12/\n\x0bresume_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x07\x62ridges\x18\x07 \x03(\x0b\x32(.remuda.agent.v1.StepOutput.BridgesEntry\x12.\n\x08snapshot\x18\x08 \x01(\x0b\x32\x1c.remuda.image.v1.ImageSource\x1a.\n\x0c\x42ridgesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_downtime_ms\"7\n\x16ObserveInstanceRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"R\n\x17ObserveInstanceResponse\x12\x37\n\x08observed\x18\x01 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\"S\n\x12ReadConsoleRequest\x12\x1d\n\x0binstance_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tmax_bytes\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80@ \x00\"8\n\x13ReadConsoleResponse\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"v\n\rSurveyRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\x12 \n\x0binstance_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x0f\n\x07\x64igests\x18\x03 \x01(\x08\"\xd3\x01\n\x0eSurveyResponse\x12\x36\n\x07\x64omains\x18\x01 \x03(\x0b\x32%.remuda.scheduler.v1.ObservedInstance\x12\x34\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32\x1f.remuda.agent.v1.FoundDirectory\x12)\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1a.remuda.agent.v1.FoundFile\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xda\x01\n\x0e\x46oundDirectory\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x15\n\rowner_host_id\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\x14\n\x0coperation_id\x18\x06 \x01(\t\x12\x0c\n\x04role\x18\x07 \x01(\t\x12)\n\x05\x66iles\x18\x08 \x03(\x0b\x32\x1a.remuda.agent.v1.FoundFile\x12\x0e\n\x06\x64\x61mage\x18\t \x01(\t\x12\x10\n\x08pool_uid\x18\n \x01(\t\"\xcf\x02\n\tFoundFile\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.remuda.agent.v1.FoundFile.Kind\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x03\x12\x15\n\rvirtual_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x0e\n\x06in_use\x18\x07 \x01(\x08\x12/\n\x0bmodify_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"v\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DISK\x10\x01\x12\x13\n\x0fKIND_BASE_IMAGE\x10\x02\x12\x12\n\x0eKIND_TEMPORARY\x10\x03\x12\x0e\n\nKIND_OTHER\x10\x04\x12\x10\n\x0cKIND_FOREIGN\x10\x05\"\x99\x01\n\x0cSweepRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x07targets\x18\x02 \x03(\x0b\x32\x1c.remuda.agent.v1.SweepTargetB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1b\n\tprincipal\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\xc9\x01\n\x0bSweepTarget\x12\x34\n\tdirectory\x18\x01 \x01(\x0b\x32\x1f.remuda.agent.v1.FoundDirectoryH\x00\x12*\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x1a.remuda.agent.v1.FoundFileH\x00\x12\x37\n\x06\x64omain\x18\x03 \x01(\x0b\x32%.remuda.scheduler.v1.ObservedInstanceH\x00\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x0f\n\x06target\x12\x05\xbaH\x02\x08\x01\"@\n\rSweepResponse\x12/\n\x08receipts\x18\x01 \x03(\x0b\x32\x1d.remuda.agent.v1.SweepReceipt\"/\n\x0cSweepReceipt\x12\x0f\n\x07removed\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xed\x01\n\x12OfferChunksRequest\x12\x32\n\x06leader\x18\x01 \x01(\x0b\x32\x1a.remuda.agent.v1.LeaderRefB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12.\n\x0fmanifest_digest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\"\n\x07\x64igests\x18\x04 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x80\x08\"\x04z\x02h \x12\x33\n\x05grant\x18\x05 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\"\'\n\x13OfferChunksResponse\x12\x10\n\x08repaired\x18\x01 \x01(\x05\x32\xd3\x04\n\x0c\x41gentService\x12\x46\n\x05\x46\x65nce\x12\x1d.remuda.agent.v1.FenceRequest\x1a\x1e.remuda.agent.v1.FenceResponse\x12N\n\x07RunStep\x12\x1f.remuda.agent.v1.RunStepRequest\x1a .remuda.agent.v1.RunStepResponse0\x01\x12\x64\n\x0fObserveInstance\x12\'.remuda.agent.v1.ObserveInstanceRequest\x1a(.remuda.agent.v1.ObserveInstanceResponse\x12X\n\x0bReadConsole\x12#.remuda.agent.v1.ReadConsoleRequest\x1a$.remuda.agent.v1.ReadConsoleResponse\x12I\n\x06Survey\x12\x1e.remuda.agent.v1.SurveyRequest\x1a\x1f.remuda.agent.v1.SurveyResponse\x12\x46\n\x05Sweep\x12\x1d.remuda.agent.v1.SweepRequest\x1a\x1e.remuda.agent.v1.SweepResponse\x12X\n\x0bOfferChunks\x12#.remuda.agent.v1.OfferChunksRequest\x1a$.remuda.agent.v1.OfferChunksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,68 +67,84 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SWEEPREQUEST'].fields_by_name['principal']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_SWEEPTARGET'].oneofs_by_name['target']._loaded_options = None
   _globals['_SWEEPTARGET'].oneofs_by_name['target']._serialized_options = b'\272H\002\010\001'
-  _globals['_FENCEREQUEST']._serialized_start=297
-  _globals['_FENCEREQUEST']._serialized_end=363
-  _globals['_FENCERESPONSE']._serialized_start=365
-  _globals['_FENCERESPONSE']._serialized_end=397
-  _globals['_RUNSTEPREQUEST']._serialized_start=400
-  _globals['_RUNSTEPREQUEST']._serialized_end=1053
-  _globals['_ENSUREBASEIMAGE']._serialized_start=1055
-  _globals['_ENSUREBASEIMAGE']._serialized_end=1174
-  _globals['_PREPAREDISKS']._serialized_start=1176
-  _globals['_PREPAREDISKS']._serialized_end=1233
-  _globals['_DEFINEDOMAIN']._serialized_start=1235
-  _globals['_DEFINEDOMAIN']._serialized_end=1292
-  _globals['_STARTDOMAIN']._serialized_start=1294
-  _globals['_STARTDOMAIN']._serialized_end=1307
-  _globals['_STOPDOMAIN']._serialized_start=1309
-  _globals['_STOPDOMAIN']._serialized_end=1378
-  _globals['_PAUSEDOMAIN']._serialized_start=1380
-  _globals['_PAUSEDOMAIN']._serialized_end=1393
-  _globals['_REMOVEINSTANCE']._serialized_start=1395
-  _globals['_REMOVEINSTANCE']._serialized_end=1452
-  _globals['_PREPAREINCOMING']._serialized_start=1454
-  _globals['_PREPAREINCOMING']._serialized_end=1581
-  _globals['_FINISHINCOMING']._serialized_start=1583
-  _globals['_FINISHINCOMING']._serialized_end=1629
-  _globals['_RELEASESOURCE']._serialized_start=1631
-  _globals['_RELEASESOURCE']._serialized_end=1682
-  _globals['_RUNSTEPRESPONSE']._serialized_start=1685
-  _globals['_RUNSTEPRESPONSE']._serialized_end=1854
-  _globals['_STEPACCEPTED']._serialized_start=1856
-  _globals['_STEPACCEPTED']._serialized_end=1886
-  _globals['_STEPDONE']._serialized_start=1888
-  _globals['_STEPDONE']._serialized_end=1979
-  _globals['_STEPOUTPUT']._serialized_start=1982
-  _globals['_STEPOUTPUT']._serialized_end=2317
-  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_start=2255
-  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_end=2301
-  _globals['_OBSERVEINSTANCEREQUEST']._serialized_start=2319
-  _globals['_OBSERVEINSTANCEREQUEST']._serialized_end=2374
-  _globals['_OBSERVEINSTANCERESPONSE']._serialized_start=2376
-  _globals['_OBSERVEINSTANCERESPONSE']._serialized_end=2458
-  _globals['_READCONSOLEREQUEST']._serialized_start=2460
-  _globals['_READCONSOLEREQUEST']._serialized_end=2543
-  _globals['_READCONSOLERESPONSE']._serialized_start=2545
-  _globals['_READCONSOLERESPONSE']._serialized_end=2601
-  _globals['_SURVEYREQUEST']._serialized_start=2603
-  _globals['_SURVEYREQUEST']._serialized_end=2721
-  _globals['_SURVEYRESPONSE']._serialized_start=2724
-  _globals['_SURVEYRESPONSE']._serialized_end=2935
-  _globals['_FOUNDDIRECTORY']._serialized_start=2938
-  _globals['_FOUNDDIRECTORY']._serialized_end=3156
-  _globals['_FOUNDFILE']._serialized_start=3159
-  _globals['_FOUNDFILE']._serialized_end=3494
-  _globals['_FOUNDFILE_KIND']._serialized_start=3376
-  _globals['_FOUNDFILE_KIND']._serialized_end=3494
-  _globals['_SWEEPREQUEST']._serialized_start=3497
-  _globals['_SWEEPREQUEST']._serialized_end=3650
-  _globals['_SWEEPTARGET']._serialized_start=3653
-  _globals['_SWEEPTARGET']._serialized_end=3854
-  _globals['_SWEEPRESPONSE']._serialized_start=3856
-  _globals['_SWEEPRESPONSE']._serialized_end=3920
-  _globals['_SWEEPRECEIPT']._serialized_start=3922
-  _globals['_SWEEPRECEIPT']._serialized_end=3969
-  _globals['_AGENTSERVICE']._serialized_start=3972
-  _globals['_AGENTSERVICE']._serialized_end=4477
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['leader']._loaded_options = None
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['leader']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['image_id']._loaded_options = None
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['manifest_digest']._loaded_options = None
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['manifest_digest']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{64}$'
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['digests']._loaded_options = None
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['digests']._serialized_options = b'\272H\016\222\001\013\010\001\020\200\010\"\004z\002h '
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['grant']._loaded_options = None
+  _globals['_OFFERCHUNKSREQUEST'].fields_by_name['grant']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_FENCEREQUEST']._serialized_start=361
+  _globals['_FENCEREQUEST']._serialized_end=427
+  _globals['_FENCERESPONSE']._serialized_start=429
+  _globals['_FENCERESPONSE']._serialized_end=461
+  _globals['_RUNSTEPREQUEST']._serialized_start=464
+  _globals['_RUNSTEPREQUEST']._serialized_end=1173
+  _globals['_ENSUREBASEIMAGE']._serialized_start=1175
+  _globals['_ENSUREBASEIMAGE']._serialized_end=1294
+  _globals['_PREPAREDISKS']._serialized_start=1296
+  _globals['_PREPAREDISKS']._serialized_end=1353
+  _globals['_DEFINEDOMAIN']._serialized_start=1355
+  _globals['_DEFINEDOMAIN']._serialized_end=1412
+  _globals['_STARTDOMAIN']._serialized_start=1414
+  _globals['_STARTDOMAIN']._serialized_end=1427
+  _globals['_STOPDOMAIN']._serialized_start=1429
+  _globals['_STOPDOMAIN']._serialized_end=1498
+  _globals['_PAUSEDOMAIN']._serialized_start=1500
+  _globals['_PAUSEDOMAIN']._serialized_end=1513
+  _globals['_SNAPSHOTDISK']._serialized_start=1516
+  _globals['_SNAPSHOTDISK']._serialized_end=1750
+  _globals['_REMOVEINSTANCE']._serialized_start=1752
+  _globals['_REMOVEINSTANCE']._serialized_end=1809
+  _globals['_PREPAREINCOMING']._serialized_start=1811
+  _globals['_PREPAREINCOMING']._serialized_end=1938
+  _globals['_FINISHINCOMING']._serialized_start=1940
+  _globals['_FINISHINCOMING']._serialized_end=1986
+  _globals['_RELEASESOURCE']._serialized_start=1988
+  _globals['_RELEASESOURCE']._serialized_end=2039
+  _globals['_RUNSTEPRESPONSE']._serialized_start=2042
+  _globals['_RUNSTEPRESPONSE']._serialized_end=2211
+  _globals['_STEPACCEPTED']._serialized_start=2213
+  _globals['_STEPACCEPTED']._serialized_end=2243
+  _globals['_STEPDONE']._serialized_start=2245
+  _globals['_STEPDONE']._serialized_end=2336
+  _globals['_STEPOUTPUT']._serialized_start=2339
+  _globals['_STEPOUTPUT']._serialized_end=2722
+  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_start=2660
+  _globals['_STEPOUTPUT_BRIDGESENTRY']._serialized_end=2706
+  _globals['_OBSERVEINSTANCEREQUEST']._serialized_start=2724
+  _globals['_OBSERVEINSTANCEREQUEST']._serialized_end=2779
+  _globals['_OBSERVEINSTANCERESPONSE']._serialized_start=2781
+  _globals['_OBSERVEINSTANCERESPONSE']._serialized_end=2863
+  _globals['_READCONSOLEREQUEST']._serialized_start=2865
+  _globals['_READCONSOLEREQUEST']._serialized_end=2948
+  _globals['_READCONSOLERESPONSE']._serialized_start=2950
+  _globals['_READCONSOLERESPONSE']._serialized_end=3006
+  _globals['_SURVEYREQUEST']._serialized_start=3008
+  _globals['_SURVEYREQUEST']._serialized_end=3126
+  _globals['_SURVEYRESPONSE']._serialized_start=3129
+  _globals['_SURVEYRESPONSE']._serialized_end=3340
+  _globals['_FOUNDDIRECTORY']._serialized_start=3343
+  _globals['_FOUNDDIRECTORY']._serialized_end=3561
+  _globals['_FOUNDFILE']._serialized_start=3564
+  _globals['_FOUNDFILE']._serialized_end=3899
+  _globals['_FOUNDFILE_KIND']._serialized_start=3781
+  _globals['_FOUNDFILE_KIND']._serialized_end=3899
+  _globals['_SWEEPREQUEST']._serialized_start=3902
+  _globals['_SWEEPREQUEST']._serialized_end=4055
+  _globals['_SWEEPTARGET']._serialized_start=4058
+  _globals['_SWEEPTARGET']._serialized_end=4259
+  _globals['_SWEEPRESPONSE']._serialized_start=4261
+  _globals['_SWEEPRESPONSE']._serialized_end=4325
+  _globals['_SWEEPRECEIPT']._serialized_start=4327
+  _globals['_SWEEPRECEIPT']._serialized_end=4374
+  _globals['_OFFERCHUNKSREQUEST']._serialized_start=4377
+  _globals['_OFFERCHUNKSREQUEST']._serialized_end=4614
+  _globals['_OFFERCHUNKSRESPONSE']._serialized_start=4616
+  _globals['_OFFERCHUNKSRESPONSE']._serialized_end=4655
+  _globals['_AGENTSERVICE']._serialized_start=4658
+  _globals['_AGENTSERVICE']._serialized_end=5253
 # @@protoc_insertion_point(module_scope)

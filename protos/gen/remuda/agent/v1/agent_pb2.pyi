@@ -13,7 +13,9 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from remuda.agent.v1 import common_pb2 as _common_pb2
 from remuda.compute.v1 import operation_pb2 as _operation_pb2
+from remuda.compute.v1 import snapshot_pb2 as _snapshot_pb2
 from remuda.image.v1 import chunk_pb2 as _chunk_pb2
+from remuda.image.v1 import source_pb2 as _source_pb2
 from remuda.scheduler.v1 import registry_pb2 as _registry_pb2
 import builtins as _builtins
 import sys
@@ -89,6 +91,7 @@ class RunStepRequest(_message.Message):
     FINISH_INCOMING_FIELD_NUMBER: _builtins.int
     RELEASE_SOURCE_FIELD_NUMBER: _builtins.int
     PAUSE_DOMAIN_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_DISK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> _common_pb2.StepKey:
         """Which step."""
@@ -137,6 +140,12 @@ class RunStepRequest(_message.Message):
         Undo: nothing.
         """
 
+    @_builtins.property
+    def snapshot_disk(self) -> Global___SnapshotDisk:
+        """The system disk, as it is at one moment, is in the image store. Undo: nothing of it goes on here; the
+        image is the control plane's to remove.
+        """
+
     def __init__(
         self,
         *,
@@ -151,12 +160,13 @@ class RunStepRequest(_message.Message):
         finish_incoming: Global___FinishIncoming | None = ...,
         release_source: Global___ReleaseSource | None = ...,
         pause_domain: Global___PauseDomain | None = ...,
+        snapshot_disk: Global___SnapshotDisk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "pause_domain", b"pause_domain", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "pause_domain", b"pause_domain", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "snapshot_disk", b"snapshot_disk", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "pause_domain", b"pause_domain", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["define_domain", b"define_domain", "ensure_base_image", b"ensure_base_image", "finish_incoming", b"finish_incoming", "key", b"key", "pause_domain", b"pause_domain", "prepare_disks", b"prepare_disks", "prepare_incoming", b"prepare_incoming", "release_source", b"release_source", "remove_instance", b"remove_instance", "snapshot_disk", b"snapshot_disk", "start_domain", b"start_domain", "stop_domain", b"stop_domain", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["ensure_base_image", "prepare_disks", "define_domain", "start_domain", "stop_domain", "remove_instance", "prepare_incoming", "finish_incoming", "release_source", "pause_domain"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["ensure_base_image", "prepare_disks", "define_domain", "start_domain", "stop_domain", "remove_instance", "prepare_incoming", "finish_incoming", "release_source", "pause_domain", "snapshot_disk"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -307,6 +317,52 @@ class PauseDomain(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PauseDomain: _TypeAlias = PauseDomain  # noqa: Y015
+
+@_typing.final
+class SnapshotDisk(_message.Message):
+    """Work: the system disk into a new image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    QUIESCE_FIELD_NUMBER: _builtins.int
+    FREEZE_LIMIT_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """UUID of the new image, UPLOADING."""
+    pool: _builtins.str
+    """Pool that holds the instance's directory."""
+    manifest_digest: _builtins.str
+    """BLAKE3 digest of the manifest of the image that the disk is an overlay of, lower-case hex."""
+    quiesce: _snapshot_pb2.SnapshotInstanceRequest.Quiesce.ValueType
+    """See SnapshotInstanceRequest.quiesce."""
+    @_builtins.property
+    def grant(self) -> _chunk_pb2.SignedGrant:
+        """Leave to fill the new image, and to name chunks of those that it may read."""
+
+    @_builtins.property
+    def freeze_limit(self) -> _duration_pb2.Duration:
+        """The file systems are thawed after this at the latest; unset: 10 s."""
+
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        grant: _chunk_pb2.SignedGrant | None = ...,
+        manifest_digest: _builtins.str = ...,
+        quiesce: _snapshot_pb2.SnapshotInstanceRequest.Quiesce.ValueType = ...,
+        freeze_limit: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze_limit", b"freeze_limit", "grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze_limit", b"freeze_limit", "grant", b"grant", "image_id", b"image_id", "manifest_digest", b"manifest_digest", "pool", b"pool", "quiesce", b"quiesce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotDisk: _TypeAlias = SnapshotDisk  # noqa: Y015
 
 @_typing.final
 class RemoveInstance(_message.Message):
@@ -543,6 +599,7 @@ class StepOutput(_message.Message):
     DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     RESUME_TIME_FIELD_NUMBER: _builtins.int
     BRIDGES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     machine_type: _builtins.str
     """Canonical machine type of the domain, from DefineDomain."""
     forced: _builtins.bool
@@ -563,6 +620,10 @@ class StepOutput(_message.Message):
     def bridges(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """From PrepareIncoming: bridge of the target per physical network of the guest's ports."""
 
+    @_builtins.property
+    def snapshot(self) -> _source_pb2.ImageSource:
+        """From SnapshotDisk; `instance` is not set."""
+
     def __init__(
         self,
         *,
@@ -573,10 +634,11 @@ class StepOutput(_message.Message):
         downtime_ms: _builtins.int | None = ...,
         resume_time: _timestamp_pb2.Timestamp | None = ...,
         bridges: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        snapshot: _source_pb2.ImageSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "downtime_ms", b"downtime_ms", "observed", b"observed", "resume_time", b"resume_time", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "bridges", b"bridges", "downtime_ms", b"downtime_ms", "forced", b"forced", "guest_agent_answered", b"guest_agent_answered", "machine_type", b"machine_type", "observed", b"observed", "resume_time", b"resume_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms", "bridges", b"bridges", "downtime_ms", b"downtime_ms", "forced", b"forced", "guest_agent_answered", b"guest_agent_answered", "machine_type", b"machine_type", "observed", b"observed", "resume_time", b"resume_time", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__downtime_ms: _TypeAlias = _typing.Literal["downtime_ms"]  # noqa: Y015
     _WhichOneofArgType__downtime_ms: _TypeAlias = _typing.Literal["_downtime_ms", b"_downtime_ms"]  # noqa: Y015
@@ -1028,3 +1090,69 @@ class SweepReceipt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SweepReceipt: _TypeAlias = SweepReceipt  # noqa: Y015
+
+@_typing.final
+class OfferChunksRequest(_message.Message):
+    """Request of OfferChunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADER_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """UUID of an image that has these chunks."""
+    manifest_digest: _builtins.str
+    """BLAKE3 digest of its manifest, lower-case hex: names the base file in the host's cache."""
+    @_builtins.property
+    def leader(self) -> _common_pb2.LeaderRef:
+        """The leader that orders it; an older one is refused."""
+
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Digests of the chunks that are damaged, 32 bytes each."""
+
+    @_builtins.property
+    def grant(self) -> _chunk_pb2.SignedGrant:
+        """Leave to read the image."""
+
+    def __init__(
+        self,
+        *,
+        leader: _common_pb2.LeaderRef | None = ...,
+        image_id: _builtins.str = ...,
+        manifest_digest: _builtins.str = ...,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+        grant: _chunk_pb2.SignedGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "leader", b"leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "grant", b"grant", "image_id", b"image_id", "leader", b"leader", "manifest_digest", b"manifest_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferChunksRequest: _TypeAlias = OfferChunksRequest  # noqa: Y015
+
+@_typing.final
+class OfferChunksResponse(_message.Message):
+    """Response of OfferChunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    repaired: _builtins.int
+    """Chunks that the store says are sound again; 0 also when this host has no such base."""
+    def __init__(
+        self,
+        *,
+        repaired: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repaired", b"repaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferChunksResponse: _TypeAlias = OfferChunksResponse  # noqa: Y015

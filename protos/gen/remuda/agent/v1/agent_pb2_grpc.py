@@ -65,6 +65,11 @@ class AgentServiceStub:
                 request_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepRequest.SerializeToString,
                 response_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepResponse.FromString,
                 _registered_method=True)
+        self.OfferChunks = channel.unary_unary(
+                '/remuda.agent.v1.AgentService/OfferChunks',
+                request_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.OfferChunksRequest.SerializeToString,
+                response_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.OfferChunksResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -113,6 +118,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OfferChunks(self, request, context):
+        """Sends sound bytes of damaged chunks to the image store, out of a base image that this host has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Sweep,
                     request_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepRequest.FromString,
                     response_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.SweepResponse.SerializeToString,
+            ),
+            'OfferChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferChunks,
+                    request_deserializer=remuda_dot_agent_dot_v1_dot_agent__pb2.OfferChunksRequest.FromString,
+                    response_serializer=remuda_dot_agent_dot_v1_dot_agent__pb2.OfferChunksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class AgentService:
             '/remuda.agent.v1.AgentService/Sweep',
             remuda_dot_agent_dot_v1_dot_agent__pb2.SweepRequest.SerializeToString,
             remuda_dot_agent_dot_v1_dot_agent__pb2.SweepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.agent.v1.AgentService/OfferChunks',
+            remuda_dot_agent_dot_v1_dot_agent__pb2.OfferChunksRequest.SerializeToString,
+            remuda_dot_agent_dot_v1_dot_agent__pb2.OfferChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class AgentServiceStub:
     """Everything of Remuda on this host, or of one instance: domains, directories, files. Changes nothing."""
     Sweep: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SweepRequest, _agent_pb2.SweepResponse]
     """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts."""
+    OfferChunks: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OfferChunksRequest, _agent_pb2.OfferChunksResponse]
+    """Sends sound bytes of damaged chunks to the image store, out of a base image that this host has."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -63,6 +65,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Everything of Remuda on this host, or of one instance: domains, directories, files. Changes nothing."""
     Sweep: _aio.UnaryUnaryMultiCallable[_agent_pb2.SweepRequest, _agent_pb2.SweepResponse]  # type: ignore[assignment]
     """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts."""
+    OfferChunks: _aio.UnaryUnaryMultiCallable[_agent_pb2.OfferChunksRequest, _agent_pb2.OfferChunksResponse]  # type: ignore[assignment]
+    """Sends sound bytes of damaged chunks to the image store, out of a base image that this host has."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Unary, idempotent steps and observation of one host."""
@@ -114,5 +118,13 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.SweepResponse, _abc.Awaitable[_agent_pb2.SweepResponse]]:
         """Removes what Survey has shown and the leader judged, each only if it is still as shown; keeps receipts."""
+
+    @_abc_1.abstractmethod
+    def OfferChunks(
+        self,
+        request: _agent_pb2.OfferChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.OfferChunksResponse, _abc.Awaitable[_agent_pb2.OfferChunksResponse]]:
+        """Sends sound bytes of damaged chunks to the image store, out of a base image that this host has."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,6 +7,7 @@ from google.longrunning import operations_pb2 as google_dot_longrunning_dot_oper
 from remuda.compute.v1 import instance_pb2 as remuda_dot_compute_dot_v1_dot_instance__pb2
 from remuda.compute.v1 import moving_pb2 as remuda_dot_compute_dot_v1_dot_moving__pb2
 from remuda.compute.v1 import reconcile_pb2 as remuda_dot_compute_dot_v1_dot_reconcile__pb2
+from remuda.compute.v1 import snapshot_pb2 as remuda_dot_compute_dot_v1_dot_snapshot__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -83,6 +84,11 @@ class InstanceServiceStub:
                 '/remuda.compute.v1.InstanceService/CheckMigration',
                 request_serializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationRequest.SerializeToString,
                 response_deserializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationResponse.FromString,
+                _registered_method=True)
+        self.SnapshotInstance = channel.unary_unary(
+                '/remuda.compute.v1.InstanceService/SnapshotInstance',
+                request_serializer=remuda_dot_compute_dot_v1_dot_snapshot__pb2.SnapshotInstanceRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
         self.ReconcileInstance = channel.unary_unary(
                 '/remuda.compute.v1.InstanceService/ReconcileInstance',
@@ -183,6 +189,14 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SnapshotInstance(self, request, context):
+        """Makes an image of the system disk, of a running instance too, without stopping it; only what was touched
+        is read and sent. Response: remuda.image.v1.Image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReconcileInstance(self, request, context):
         """Compares the record with every copy that hosts show, in libvirt and on disk, and makes it true again;
         `validate_only` says what would be done. For administrators. Response: ReconcileReport.
@@ -266,6 +280,11 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.CheckMigration,
                     request_deserializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationRequest.FromString,
                     response_serializer=remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationResponse.SerializeToString,
+            ),
+            'SnapshotInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotInstance,
+                    request_deserializer=remuda_dot_compute_dot_v1_dot_snapshot__pb2.SnapshotInstanceRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'ReconcileInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.ReconcileInstance,
@@ -538,6 +557,33 @@ class InstanceService:
             '/remuda.compute.v1.InstanceService/CheckMigration',
             remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationRequest.SerializeToString,
             remuda_dot_compute_dot_v1_dot_moving__pb2.CheckMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.compute.v1.InstanceService/SnapshotInstance',
+            remuda_dot_compute_dot_v1_dot_snapshot__pb2.SnapshotInstanceRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

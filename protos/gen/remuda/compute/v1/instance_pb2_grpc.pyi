@@ -9,6 +9,7 @@ from grpc import aio as _aio
 from remuda.compute.v1 import instance_pb2 as _instance_pb2
 from remuda.compute.v1 import moving_pb2 as _moving_pb2
 from remuda.compute.v1 import reconcile_pb2 as _reconcile_pb2
+from remuda.compute.v1 import snapshot_pb2 as _snapshot_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -64,6 +65,10 @@ class InstanceServiceStub:
     """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
     on nothing.
     """
+    SnapshotInstance: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.SnapshotInstanceRequest, _operations_pb2.Operation]
+    """Makes an image of the system disk, of a running instance too, without stopping it; only what was touched
+    is read and sent. Response: remuda.image.v1.Image.
+    """
     ReconcileInstance: _grpc.UnaryUnaryMultiCallable[_reconcile_pb2.ReconcileInstanceRequest, _operations_pb2.Operation]
     """Compares the record with every copy that hosts show, in libvirt and on disk, and makes it true again;
     `validate_only` says what would be done. For administrators. Response: ReconcileReport.
@@ -109,6 +114,10 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     CheckMigration: _aio.UnaryUnaryMultiCallable[_moving_pb2.CheckMigrationRequest, _moving_pb2.CheckMigrationResponse]  # type: ignore[assignment]
     """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
     on nothing.
+    """
+    SnapshotInstance: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.SnapshotInstanceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes an image of the system disk, of a running instance too, without stopping it; only what was touched
+    is read and sent. Response: remuda.image.v1.Image.
     """
     ReconcileInstance: _aio.UnaryUnaryMultiCallable[_reconcile_pb2.ReconcileInstanceRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Compares the record with every copy that hosts show, in libvirt and on disk, and makes it true again;
@@ -206,6 +215,16 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_moving_pb2.CheckMigrationResponse, _abc.Awaitable[_moving_pb2.CheckMigrationResponse]]:
         """Checks for every host, or the named one, whether the instance could move there now, by real probes; acts
         on nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def SnapshotInstance(
+        self,
+        request: _snapshot_pb2.SnapshotInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes an image of the system disk, of a running instance too, without stopping it; only what was touched
+        is read and sent. Response: remuda.image.v1.Image.
         """
 
     @_abc_1.abstractmethod

@@ -29,9 +29,10 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remuda.compute.v1 import migration_pb2 as remuda_dot_compute_dot_v1_dot_migration__pb2
 from remuda.compute.v1 import moving_pb2 as remuda_dot_compute_dot_v1_dot_moving__pb2
+from remuda.image.v1 import source_pb2 as remuda_dot_image_dot_v1_dot_source__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!remuda/compute/v1/operation.proto\x12\x11remuda.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!remuda/compute/v1/migration.proto\x1a\x1eremuda/compute/v1/moving.proto\"\x8b\x07\n\x11OperationMetadata\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x39\n\x05state\x18\x03 \x01(\x0e\x32*.remuda.compute.v1.OperationMetadata.State\x12\r\n\x05phase\x18\x04 \x01(\t\x12/\n\x05steps\x18\x05 \x03(\x0b\x32 .remuda.compute.v1.OperationStep\x12-\n\x08progress\x18\x06 \x01(\x0b\x32\x1b.remuda.compute.v1.Progress\x12\x11\n\trequester\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12J\n\x0e\x63\x61ncel_outcome\x18\x0c \x01(\x0e\x32\x32.remuda.compute.v1.OperationMetadata.CancelOutcome\x12:\n\tplacement\x18\r \x01(\x0b\x32\'.remuda.compute.v1.PlacementExplanation\x12\x11\n\tmigration\x18\x0e \x01(\t\x12\x38\n\tpreflight\x18\x0f \x01(\x0b\x32%.remuda.compute.v1.MigrationCandidate\"\xca\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x11\n\rSTATE_UNDOING\x10\x03\x12\x1a\n\x16STATE_WAITING_FOR_HOST\x10\x04\x12\x0e\n\nSTATE_DONE\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\x12\x13\n\x0fSTATE_CANCELLED\x10\x07\x12\x1e\n\x1aSTATE_WAITING_FOR_OPERATOR\x10\x08\"j\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_CANCELLED\x10\x01\x12\x1b\n\x17\x43\x41NCEL_OUTCOME_TOO_LATE\x10\x02\"\xee\x02\n\rOperationStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.remuda.compute.v1.OperationStep.State\x12\x0c\n\x04host\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\"\x88\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x11\n\rSTATE_UNDOING\x10\x04\x12\x10\n\x0cSTATE_UNDONE\x10\x05\x12\x0e\n\nSTATE_OWED\x10\x06\"\xdd\x01\n\x08Progress\x12\x0f\n\x07percent\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x39\n\tmigration\x18\x03 \x01(\x0b\x32$.remuda.compute.v1.MigrationProgressH\x00\x12\x37\n\x08transfer\x18\x04 \x01(\x0b\x32#.remuda.compute.v1.TransferProgressH\x00\x12\x31\n\x05queue\x18\x05 \x01(\x0b\x32 .remuda.compute.v1.QueueProgressH\x00\x42\x08\n\x06\x64\x65tail\"A\n\rQueueProgress\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\r\n\x05limit\x18\x02 \x01(\t\x12\x0f\n\x07\x61llowed\x18\x03 \x01(\x05\";\n\x10TransferProgress\x12\x12\n\ndone_bytes\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\"\xee\x01\n\x14PlacementExplanation\x12\x13\n\x0b\x63hosen_host\x18\x01 \x01(\t\x12-\n\x05hosts\x18\x02 \x03(\x0b\x32\x1e.remuda.compute.v1.HostVerdict\x12\x12\n\nconsidered\x18\x03 \x01(\x05\x12K\n\nrejections\x18\x04 \x03(\x0b\x32\x37.remuda.compute.v1.PlacementExplanation.RejectionsEntry\x1a\x31\n\x0fRejectionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\xea\x01\n\x0bHostVerdict\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08\x65ligible\x18\x03 \x01(\x08\x12\x18\n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05score\x18\x06 \x01(\x01\x12<\n\x07weights\x18\x07 \x03(\x0b\x32+.remuda.compute.v1.HostVerdict.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"J\n\x15WatchOperationRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xbaH\x1cr\x1a\x32\x18^operations/[^/]{1,253}$\"J\n\x16WatchOperationResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2{\n\x10OperationService\x12g\n\x0eWatchOperation\x12(.remuda.compute.v1.WatchOperationRequest\x1a).remuda.compute.v1.WatchOperationResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!remuda/compute/v1/operation.proto\x12\x11remuda.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!remuda/compute/v1/migration.proto\x1a\x1eremuda/compute/v1/moving.proto\x1a\x1cremuda/image/v1/source.proto\"\x9a\x07\n\x11OperationMetadata\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x39\n\x05state\x18\x03 \x01(\x0e\x32*.remuda.compute.v1.OperationMetadata.State\x12\r\n\x05phase\x18\x04 \x01(\t\x12/\n\x05steps\x18\x05 \x03(\x0b\x32 .remuda.compute.v1.OperationStep\x12-\n\x08progress\x18\x06 \x01(\x0b\x32\x1b.remuda.compute.v1.Progress\x12\x11\n\trequester\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12J\n\x0e\x63\x61ncel_outcome\x18\x0c \x01(\x0e\x32\x32.remuda.compute.v1.OperationMetadata.CancelOutcome\x12:\n\tplacement\x18\r \x01(\x0b\x32\'.remuda.compute.v1.PlacementExplanation\x12\x11\n\tmigration\x18\x0e \x01(\t\x12\x38\n\tpreflight\x18\x0f \x01(\x0b\x32%.remuda.compute.v1.MigrationCandidate\x12\r\n\x05image\x18\x10 \x01(\t\"\xca\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x11\n\rSTATE_UNDOING\x10\x03\x12\x1a\n\x16STATE_WAITING_FOR_HOST\x10\x04\x12\x0e\n\nSTATE_DONE\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\x12\x13\n\x0fSTATE_CANCELLED\x10\x07\x12\x1e\n\x1aSTATE_WAITING_FOR_OPERATOR\x10\x08\"j\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_CANCELLED\x10\x01\x12\x1b\n\x17\x43\x41NCEL_OUTCOME_TOO_LATE\x10\x02\"\xee\x02\n\rOperationStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.remuda.compute.v1.OperationStep.State\x12\x0c\n\x04host\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\"\x88\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x11\n\rSTATE_UNDOING\x10\x04\x12\x10\n\x0cSTATE_UNDONE\x10\x05\x12\x0e\n\nSTATE_OWED\x10\x06\"\x92\x02\n\x08Progress\x12\x0f\n\x07percent\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x39\n\tmigration\x18\x03 \x01(\x0b\x32$.remuda.compute.v1.MigrationProgressH\x00\x12\x37\n\x08transfer\x18\x04 \x01(\x0b\x32#.remuda.compute.v1.TransferProgressH\x00\x12\x31\n\x05queue\x18\x05 \x01(\x0b\x32 .remuda.compute.v1.QueueProgressH\x00\x12\x33\n\x08snapshot\x18\x06 \x01(\x0b\x32\x1f.remuda.image.v1.TransferCountsH\x00\x42\x08\n\x06\x64\x65tail\"A\n\rQueueProgress\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\r\n\x05limit\x18\x02 \x01(\t\x12\x0f\n\x07\x61llowed\x18\x03 \x01(\x05\";\n\x10TransferProgress\x12\x12\n\ndone_bytes\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\"\xee\x01\n\x14PlacementExplanation\x12\x13\n\x0b\x63hosen_host\x18\x01 \x01(\t\x12-\n\x05hosts\x18\x02 \x03(\x0b\x32\x1e.remuda.compute.v1.HostVerdict\x12\x12\n\nconsidered\x18\x03 \x01(\x05\x12K\n\nrejections\x18\x04 \x03(\x0b\x32\x37.remuda.compute.v1.PlacementExplanation.RejectionsEntry\x1a\x31\n\x0fRejectionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\xea\x01\n\x0bHostVerdict\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08\x65ligible\x18\x03 \x01(\x08\x12\x18\n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05score\x18\x06 \x01(\x01\x12<\n\x07weights\x18\x07 \x03(\x0b\x32+.remuda.compute.v1.HostVerdict.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"J\n\x15WatchOperationRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xbaH\x1cr\x1a\x32\x18^operations/[^/]{1,253}$\"J\n\x16WatchOperationResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2{\n\x10OperationService\x12g\n\x0eWatchOperation\x12(.remuda.compute.v1.WatchOperationRequest\x1a).remuda.compute.v1.WatchOperationResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,34 +47,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOSTVERDICT'].fields_by_name['filter']._serialized_options = b'\272H\005r\003\030\200 '
   _globals['_WATCHOPERATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHOPERATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\034r\0322\030^operations/[^/]{1,253}$'
-  _globals['_OPERATIONMETADATA']._serialized_start=281
-  _globals['_OPERATIONMETADATA']._serialized_end=1188
-  _globals['_OPERATIONMETADATA_STATE']._serialized_start=878
-  _globals['_OPERATIONMETADATA_STATE']._serialized_end=1080
-  _globals['_OPERATIONMETADATA_CANCELOUTCOME']._serialized_start=1082
-  _globals['_OPERATIONMETADATA_CANCELOUTCOME']._serialized_end=1188
-  _globals['_OPERATIONSTEP']._serialized_start=1191
-  _globals['_OPERATIONSTEP']._serialized_end=1557
-  _globals['_OPERATIONSTEP_STATE']._serialized_start=1421
-  _globals['_OPERATIONSTEP_STATE']._serialized_end=1557
-  _globals['_PROGRESS']._serialized_start=1560
-  _globals['_PROGRESS']._serialized_end=1781
-  _globals['_QUEUEPROGRESS']._serialized_start=1783
-  _globals['_QUEUEPROGRESS']._serialized_end=1848
-  _globals['_TRANSFERPROGRESS']._serialized_start=1850
-  _globals['_TRANSFERPROGRESS']._serialized_end=1909
-  _globals['_PLACEMENTEXPLANATION']._serialized_start=1912
-  _globals['_PLACEMENTEXPLANATION']._serialized_end=2150
-  _globals['_PLACEMENTEXPLANATION_REJECTIONSENTRY']._serialized_start=2101
-  _globals['_PLACEMENTEXPLANATION_REJECTIONSENTRY']._serialized_end=2150
-  _globals['_HOSTVERDICT']._serialized_start=2153
-  _globals['_HOSTVERDICT']._serialized_end=2387
-  _globals['_HOSTVERDICT_WEIGHTSENTRY']._serialized_start=2341
-  _globals['_HOSTVERDICT_WEIGHTSENTRY']._serialized_end=2387
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=2389
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=2463
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=2465
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=2539
-  _globals['_OPERATIONSERVICE']._serialized_start=2541
-  _globals['_OPERATIONSERVICE']._serialized_end=2664
+  _globals['_OPERATIONMETADATA']._serialized_start=311
+  _globals['_OPERATIONMETADATA']._serialized_end=1233
+  _globals['_OPERATIONMETADATA_STATE']._serialized_start=923
+  _globals['_OPERATIONMETADATA_STATE']._serialized_end=1125
+  _globals['_OPERATIONMETADATA_CANCELOUTCOME']._serialized_start=1127
+  _globals['_OPERATIONMETADATA_CANCELOUTCOME']._serialized_end=1233
+  _globals['_OPERATIONSTEP']._serialized_start=1236
+  _globals['_OPERATIONSTEP']._serialized_end=1602
+  _globals['_OPERATIONSTEP_STATE']._serialized_start=1466
+  _globals['_OPERATIONSTEP_STATE']._serialized_end=1602
+  _globals['_PROGRESS']._serialized_start=1605
+  _globals['_PROGRESS']._serialized_end=1879
+  _globals['_QUEUEPROGRESS']._serialized_start=1881
+  _globals['_QUEUEPROGRESS']._serialized_end=1946
+  _globals['_TRANSFERPROGRESS']._serialized_start=1948
+  _globals['_TRANSFERPROGRESS']._serialized_end=2007
+  _globals['_PLACEMENTEXPLANATION']._serialized_start=2010
+  _globals['_PLACEMENTEXPLANATION']._serialized_end=2248
+  _globals['_PLACEMENTEXPLANATION_REJECTIONSENTRY']._serialized_start=2199
+  _globals['_PLACEMENTEXPLANATION_REJECTIONSENTRY']._serialized_end=2248
+  _globals['_HOSTVERDICT']._serialized_start=2251
+  _globals['_HOSTVERDICT']._serialized_end=2485
+  _globals['_HOSTVERDICT_WEIGHTSENTRY']._serialized_start=2439
+  _globals['_HOSTVERDICT_WEIGHTSENTRY']._serialized_end=2485
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=2487
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=2561
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=2563
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=2637
+  _globals['_OPERATIONSERVICE']._serialized_start=2639
+  _globals['_OPERATIONSERVICE']._serialized_end=2762
 # @@protoc_insertion_point(module_scope)

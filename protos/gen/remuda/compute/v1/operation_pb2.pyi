@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from remuda.compute.v1 import migration_pb2 as _migration_pb2
 from remuda.compute.v1 import moving_pb2 as _moving_pb2
+from remuda.image.v1 import source_pb2 as _source_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -115,6 +116,7 @@ class OperationMetadata(_message.Message):
     PLACEMENT_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """The rpc's name, for example "LiveMigrateInstance"."""
     target: _builtins.str
@@ -133,6 +135,8 @@ class OperationMetadata(_message.Message):
     """See CancelOutcome."""
     migration: _builtins.str
     """projects/{project}/instances/{instance}/migrations/{migration}, for migrations."""
+    image: _builtins.str
+    """projects/{project}/images/{image} that it makes."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationStep]:
         """All steps begun so far, in order."""
@@ -175,10 +179,11 @@ class OperationMetadata(_message.Message):
         placement: Global___PlacementExplanation | None = ...,
         migration: _builtins.str = ...,
         preflight: _moving_pb2.MigrationCandidate | None = ...,
+        image: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "placement", b"placement", "preflight", b"preflight", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel_outcome", b"cancel_outcome", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "migration", b"migration", "phase", b"phase", "placement", b"placement", "preflight", b"preflight", "progress", b"progress", "request_id", b"request_id", "requester", b"requester", "state", b"state", "steps", b"steps", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel_outcome", b"cancel_outcome", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "image", b"image", "migration", b"migration", "phase", b"phase", "placement", b"placement", "preflight", b"preflight", "progress", b"progress", "request_id", b"request_id", "requester", b"requester", "state", b"state", "steps", b"steps", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,6 +287,7 @@ class Progress(_message.Message):
     MIGRATION_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     percent: _builtins.int
     """0 to 100, never falls."""
     message: _builtins.str
@@ -298,6 +304,10 @@ class Progress(_message.Message):
     def queue(self) -> Global___QueueProgress:
         """It waits for its turn."""
 
+    @_builtins.property
+    def snapshot(self) -> _source_pb2.TransferCounts:
+        """A disk on its way into an image."""
+
     def __init__(
         self,
         *,
@@ -306,12 +316,13 @@ class Progress(_message.Message):
         migration: _migration_pb2.MigrationProgress | None = ...,
         transfer: Global___TransferProgress | None = ...,
         queue: Global___QueueProgress | None = ...,
+        snapshot: _source_pb2.TransferCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "migration", b"migration", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "migration", b"migration", "queue", b"queue", "snapshot", b"snapshot", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "message", b"message", "migration", b"migration", "percent", b"percent", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "message", b"message", "migration", b"migration", "percent", b"percent", "queue", b"queue", "snapshot", b"snapshot", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["migration", "transfer", "queue"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["migration", "transfer", "queue", "snapshot"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from remuda.image.v1 import source_pb2 as remuda_dot_image_dot_v1_dot_source__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/image/v1/chunk.proto\x12\x0fremuda.image.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x05Grant\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x17\n\x0freadable_images\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x0bSignedGrant\x12\x18\n\x05grant\x18\x01 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1a\n\tsignature\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"G\n\x08Manifest\x12\x15\n\rvirtual_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"e\n\x12GetManifestRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\'\n\x13GetManifestResponse\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"\x88\x01\n\x11ReadChunksRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\"\n\x07\x64igests\x18\x03 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x80\x08\"\x04z\x02h \"\xd0\x01\n\x12ReadChunksResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12>\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32,.remuda.image.v1.ReadChunksResponse.Encoding\"N\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NCODING_IDENTITY\x10\x01\x12\x11\n\rENCODING_ZSTD\x10\x02\x32\xc1\x01\n\x0c\x43hunkService\x12X\n\x0bGetManifest\x12#.remuda.image.v1.GetManifestRequest\x1a$.remuda.image.v1.GetManifestResponse\x12W\n\nReadChunks\x12\".remuda.image.v1.ReadChunksRequest\x1a#.remuda.image.v1.ReadChunksResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/image/v1/chunk.proto\x12\x0fremuda.image.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremuda/image/v1/source.proto\"\xa4\x01\n\x05Grant\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x17\n\x0freadable_images\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ewritable_image\x18\x05 \x01(\t\x12\x12\n\nbyte_limit\x18\x06 \x01(\x03\"C\n\x0bSignedGrant\x12\x18\n\x05grant\x18\x01 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1a\n\tsignature\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\"G\n\x08Manifest\x12\x15\n\rvirtual_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"e\n\x12GetManifestRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\'\n\x13GetManifestResponse\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"\x88\x01\n\x11ReadChunksRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\"\n\x07\x64igests\x18\x03 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x80\x08\"\x04z\x02h \"\xd0\x01\n\x12ReadChunksResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12>\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32,.remuda.image.v1.ReadChunksResponse.Encoding\"N\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NCODING_IDENTITY\x10\x01\x12\x11\n\rENCODING_ZSTD\x10\x02\"\x88\x01\n\x11\x46indChunksRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\"\n\x07\x64igests\x18\x03 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x80 \"\x04z\x02h \"%\n\x12\x46indChunksResponse\x12\x0f\n\x07lacking\x18\x01 \x03(\x0c\"\x8f\x02\n\x12WriteChunksRequest\x12+\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x1d\n\x08image_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x17\n\x06\x64igest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x17\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12J\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32,.remuda.image.v1.ReadChunksResponse.EncodingB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12!\n\x0bplain_bytes\x18\x07 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\x80\x80\x02 \x00\";\n\x13WriteChunksResponse\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x05\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\"\xff\x01\n\x12\x43ommitImageRequest\x12\x33\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrantB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x08image_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x08manifest\x18\x03 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x01\x18\x80\x80\x80\x18\x12G\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32(.remuda.image.v1.ImageSource.ConsistencyB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x06\x63ounts\x18\x05 \x01(\x0b\x32\x1f.remuda.image.v1.TransferCounts\"D\n\x13\x43ommitImageResponse\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\"\xed\x01\n\x13RepairChunksRequest\x12+\n\x05grant\x18\x01 \x01(\x0b\x32\x1c.remuda.image.v1.SignedGrant\x12\x1d\n\x08image_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x17\n\x06\x64igest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x17\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12J\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32,.remuda.image.v1.ReadChunksResponse.EncodingB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"(\n\x14RepairChunksResponse\x12\x10\n\x08repaired\x18\x01 \x01(\x05\x32\xad\x04\n\x0c\x43hunkService\x12X\n\x0bGetManifest\x12#.remuda.image.v1.GetManifestRequest\x1a$.remuda.image.v1.GetManifestResponse\x12W\n\nReadChunks\x12\".remuda.image.v1.ReadChunksRequest\x1a#.remuda.image.v1.ReadChunksResponse0\x01\x12U\n\nFindChunks\x12\".remuda.image.v1.FindChunksRequest\x1a#.remuda.image.v1.FindChunksResponse\x12Z\n\x0bWriteChunks\x12#.remuda.image.v1.WriteChunksRequest\x1a$.remuda.image.v1.WriteChunksResponse(\x01\x12X\n\x0b\x43ommitImage\x12#.remuda.image.v1.CommitImageRequest\x1a$.remuda.image.v1.CommitImageResponse\x12]\n\x0cRepairChunks\x12$.remuda.image.v1.RepairChunksRequest\x1a%.remuda.image.v1.RepairChunksResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,22 +48,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READCHUNKSREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_READCHUNKSREQUEST'].fields_by_name['digests']._loaded_options = None
   _globals['_READCHUNKSREQUEST'].fields_by_name['digests']._serialized_options = b'\272H\016\222\001\013\010\001\020\200\010\"\004z\002h '
-  _globals['_GRANT']._serialized_start=110
-  _globals['_GRANT']._serialized_end=230
-  _globals['_SIGNEDGRANT']._serialized_start=232
-  _globals['_SIGNEDGRANT']._serialized_end=299
-  _globals['_MANIFEST']._serialized_start=301
-  _globals['_MANIFEST']._serialized_end=372
-  _globals['_GETMANIFESTREQUEST']._serialized_start=374
-  _globals['_GETMANIFESTREQUEST']._serialized_end=475
-  _globals['_GETMANIFESTRESPONSE']._serialized_start=477
-  _globals['_GETMANIFESTRESPONSE']._serialized_end=516
-  _globals['_READCHUNKSREQUEST']._serialized_start=519
-  _globals['_READCHUNKSREQUEST']._serialized_end=655
-  _globals['_READCHUNKSRESPONSE']._serialized_start=658
-  _globals['_READCHUNKSRESPONSE']._serialized_end=866
-  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_start=788
-  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_end=866
-  _globals['_CHUNKSERVICE']._serialized_start=869
-  _globals['_CHUNKSERVICE']._serialized_end=1062
+  _globals['_FINDCHUNKSREQUEST'].fields_by_name['grant']._loaded_options = None
+  _globals['_FINDCHUNKSREQUEST'].fields_by_name['grant']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_FINDCHUNKSREQUEST'].fields_by_name['image_id']._loaded_options = None
+  _globals['_FINDCHUNKSREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_FINDCHUNKSREQUEST'].fields_by_name['digests']._loaded_options = None
+  _globals['_FINDCHUNKSREQUEST'].fields_by_name['digests']._serialized_options = b'\272H\016\222\001\013\010\001\020\200 \"\004z\002h '
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['image_id']._loaded_options = None
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['digest']._loaded_options = None
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['digest']._serialized_options = b'\272H\004z\002h '
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['data']._loaded_options = None
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200@'
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['encoding']._loaded_options = None
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['encoding']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['plain_bytes']._loaded_options = None
+  _globals['_WRITECHUNKSREQUEST'].fields_by_name['plain_bytes']._serialized_options = b'\272H\t\032\007\030\200\200\200\002 \000'
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['grant']._loaded_options = None
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['grant']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['image_id']._loaded_options = None
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['manifest']._loaded_options = None
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['manifest']._serialized_options = b'\272H\tz\007\020\001\030\200\200\200\030'
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['consistency']._loaded_options = None
+  _globals['_COMMITIMAGEREQUEST'].fields_by_name['consistency']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['image_id']._loaded_options = None
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['image_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['digest']._loaded_options = None
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['digest']._serialized_options = b'\272H\004z\002h '
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['data']._loaded_options = None
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200@'
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['encoding']._loaded_options = None
+  _globals['_REPAIRCHUNKSREQUEST'].fields_by_name['encoding']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_GRANT']._serialized_start=141
+  _globals['_GRANT']._serialized_end=305
+  _globals['_SIGNEDGRANT']._serialized_start=307
+  _globals['_SIGNEDGRANT']._serialized_end=374
+  _globals['_MANIFEST']._serialized_start=376
+  _globals['_MANIFEST']._serialized_end=447
+  _globals['_GETMANIFESTREQUEST']._serialized_start=449
+  _globals['_GETMANIFESTREQUEST']._serialized_end=550
+  _globals['_GETMANIFESTRESPONSE']._serialized_start=552
+  _globals['_GETMANIFESTRESPONSE']._serialized_end=591
+  _globals['_READCHUNKSREQUEST']._serialized_start=594
+  _globals['_READCHUNKSREQUEST']._serialized_end=730
+  _globals['_READCHUNKSRESPONSE']._serialized_start=733
+  _globals['_READCHUNKSRESPONSE']._serialized_end=941
+  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_start=863
+  _globals['_READCHUNKSRESPONSE_ENCODING']._serialized_end=941
+  _globals['_FINDCHUNKSREQUEST']._serialized_start=944
+  _globals['_FINDCHUNKSREQUEST']._serialized_end=1080
+  _globals['_FINDCHUNKSRESPONSE']._serialized_start=1082
+  _globals['_FINDCHUNKSRESPONSE']._serialized_end=1119
+  _globals['_WRITECHUNKSREQUEST']._serialized_start=1122
+  _globals['_WRITECHUNKSREQUEST']._serialized_end=1393
+  _globals['_WRITECHUNKSRESPONSE']._serialized_start=1395
+  _globals['_WRITECHUNKSRESPONSE']._serialized_end=1454
+  _globals['_COMMITIMAGEREQUEST']._serialized_start=1457
+  _globals['_COMMITIMAGEREQUEST']._serialized_end=1712
+  _globals['_COMMITIMAGERESPONSE']._serialized_start=1714
+  _globals['_COMMITIMAGERESPONSE']._serialized_end=1782
+  _globals['_REPAIRCHUNKSREQUEST']._serialized_start=1785
+  _globals['_REPAIRCHUNKSREQUEST']._serialized_end=2022
+  _globals['_REPAIRCHUNKSRESPONSE']._serialized_start=2024
+  _globals['_REPAIRCHUNKSRESPONSE']._serialized_end=2064
+  _globals['_CHUNKSERVICE']._serialized_start=2067
+  _globals['_CHUNKSERVICE']._serialized_end=2624
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,26 @@ class ChunkServiceStub:
                 request_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.ReadChunksRequest.SerializeToString,
                 response_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.ReadChunksResponse.FromString,
                 _registered_method=True)
+        self.FindChunks = channel.unary_unary(
+                '/remuda.image.v1.ChunkService/FindChunks',
+                request_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.FindChunksRequest.SerializeToString,
+                response_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.FindChunksResponse.FromString,
+                _registered_method=True)
+        self.WriteChunks = channel.stream_unary(
+                '/remuda.image.v1.ChunkService/WriteChunks',
+                request_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.WriteChunksRequest.SerializeToString,
+                response_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.WriteChunksResponse.FromString,
+                _registered_method=True)
+        self.CommitImage = channel.unary_unary(
+                '/remuda.image.v1.ChunkService/CommitImage',
+                request_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.CommitImageRequest.SerializeToString,
+                response_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.CommitImageResponse.FromString,
+                _registered_method=True)
+        self.RepairChunks = channel.stream_unary(
+                '/remuda.image.v1.ChunkService/RepairChunks',
+                request_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.RepairChunksRequest.SerializeToString,
+                response_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.RepairChunksResponse.FromString,
+                _registered_method=True)
 
 
 class ChunkServiceServicer:
@@ -65,6 +85,35 @@ class ChunkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindChunks(self, request, context):
+        """Which chunks of the new image are still to be sent. A chunk is only ever called known when an image that
+        the grant may read has it, or this image's own upload has brought it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteChunks(self, request_iterator, context):
+        """Chunks of the new image; safe when it is answered. May be repeated and may go to any replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitImage(self, request, context):
+        """All chunks are there: the new image becomes ACTIVE. Repeating it gives the same answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepairChunks(self, request_iterator, context):
+        """Sound bytes of chunks that the store has marked as damaged, out of a host's cache.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChunkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +126,26 @@ def add_ChunkServiceServicer_to_server(servicer, server):
                     servicer.ReadChunks,
                     request_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.ReadChunksRequest.FromString,
                     response_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.ReadChunksResponse.SerializeToString,
+            ),
+            'FindChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindChunks,
+                    request_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.FindChunksRequest.FromString,
+                    response_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.FindChunksResponse.SerializeToString,
+            ),
+            'WriteChunks': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteChunks,
+                    request_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.WriteChunksRequest.FromString,
+                    response_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.WriteChunksResponse.SerializeToString,
+            ),
+            'CommitImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitImage,
+                    request_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.CommitImageRequest.FromString,
+                    response_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.CommitImageResponse.SerializeToString,
+            ),
+            'RepairChunks': grpc.stream_unary_rpc_method_handler(
+                    servicer.RepairChunks,
+                    request_deserializer=remuda_dot_image_dot_v1_dot_chunk__pb2.RepairChunksRequest.FromString,
+                    response_serializer=remuda_dot_image_dot_v1_dot_chunk__pb2.RepairChunksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +203,114 @@ class ChunkService:
             '/remuda.image.v1.ChunkService/ReadChunks',
             remuda_dot_image_dot_v1_dot_chunk__pb2.ReadChunksRequest.SerializeToString,
             remuda_dot_image_dot_v1_dot_chunk__pb2.ReadChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.image.v1.ChunkService/FindChunks',
+            remuda_dot_image_dot_v1_dot_chunk__pb2.FindChunksRequest.SerializeToString,
+            remuda_dot_image_dot_v1_dot_chunk__pb2.FindChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteChunks(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/remuda.image.v1.ChunkService/WriteChunks',
+            remuda_dot_image_dot_v1_dot_chunk__pb2.WriteChunksRequest.SerializeToString,
+            remuda_dot_image_dot_v1_dot_chunk__pb2.WriteChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.image.v1.ChunkService/CommitImage',
+            remuda_dot_image_dot_v1_dot_chunk__pb2.CommitImageRequest.SerializeToString,
+            remuda_dot_image_dot_v1_dot_chunk__pb2.CommitImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepairChunks(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/remuda.image.v1.ChunkService/RepairChunks',
+            remuda_dot_image_dot_v1_dot_chunk__pb2.RepairChunksRequest.SerializeToString,
+            remuda_dot_image_dot_v1_dot_chunk__pb2.RepairChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,10 +5,12 @@ Images: what instances boot from, kept by the image store."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from remuda.image.v1 import source_pb2 as _source_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -84,6 +86,33 @@ class Image(_message.Message):
     FORMAT_QCOW2: Image.Format.ValueType  # 2
     """QEMU copy-on-write, version 2 or 3, without backing or data file."""
 
+    class _Visibility:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _VisibilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Image._Visibility.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VISIBILITY_UNSPECIFIED: Image._Visibility.ValueType  # 0
+        """As PRIVATE."""
+        VISIBILITY_PRIVATE: Image._Visibility.ValueType  # 1
+        """Its own project."""
+        VISIBILITY_SHARED: Image._Visibility.ValueType  # 2
+        """Also the projects in `shared_with`."""
+        VISIBILITY_PUBLIC: Image._Visibility.ValueType  # 3
+        """Every project; for administrators to set."""
+
+    class Visibility(_Visibility, metaclass=_VisibilityEnumTypeWrapper):
+        """Who may see it, download it and boot from it; only its own project may change it."""
+
+    VISIBILITY_UNSPECIFIED: Image.Visibility.ValueType  # 0
+    """As PRIVATE."""
+    VISIBILITY_PRIVATE: Image.Visibility.ValueType  # 1
+    """Its own project."""
+    VISIBILITY_SHARED: Image.Visibility.ValueType  # 2
+    """Also the projects in `shared_with`."""
+    VISIBILITY_PUBLIC: Image.Visibility.ValueType  # 3
+    """Every project; for administrators to set."""
+
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
@@ -101,6 +130,10 @@ class Image(_message.Message):
     GUEST_AGENT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
+    VISIBILITY_FIELD_NUMBER: _builtins.int
+    SHARED_WITH_FIELD_NUMBER: _builtins.int
+    RESCUE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/images/{uid}"""
     uid: _builtins.str
@@ -132,10 +165,22 @@ class Image(_message.Message):
     guest_agent: _builtins.bool
     """It runs qemu-guest-agent."""
     stored_bytes: _builtins.int
-    """Bytes of chunks that came new into the store with it."""
+    """Bytes that it adds to its project's images, as stored: chunks that its source has are not counted again."""
+    visibility: Global___Image.Visibility.ValueType
+    """See Visibility."""
+    rescue: _builtins.bool
+    """It is meant for rescuing other instances."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When CreateImage was called."""
+
+    @_builtins.property
+    def shared_with(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """projects/{project} that may use it when it is SHARED; at most 256."""
+
+    @_builtins.property
+    def source(self) -> _source_pb2.ImageSource:
+        """Set for snapshots."""
 
     def __init__(
         self,
@@ -157,10 +202,14 @@ class Image(_message.Message):
         guest_agent: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         stored_bytes: _builtins.int = ...,
+        visibility: Global___Image.Visibility.ValueType = ...,
+        shared_with: _abc.Iterable[_builtins.str] | None = ...,
+        rescue: _builtins.bool = ...,
+        source: _source_pb2.ImageSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "file_bytes", b"file_bytes", "format", b"format", "guest_agent", b"guest_agent", "manifest_digest", b"manifest_digest", "min_disk_gib", b"min_disk_gib", "min_memory_mib", b"min_memory_mib", "name", b"name", "sha256", b"sha256", "state", b"state", "status_message", b"status_message", "stored_bytes", b"stored_bytes", "uid", b"uid", "virtual_bytes", b"virtual_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "file_bytes", b"file_bytes", "format", b"format", "guest_agent", b"guest_agent", "manifest_digest", b"manifest_digest", "min_disk_gib", b"min_disk_gib", "min_memory_mib", b"min_memory_mib", "name", b"name", "rescue", b"rescue", "sha256", b"sha256", "shared_with", b"shared_with", "source", b"source", "state", b"state", "status_message", b"status_message", "stored_bytes", b"stored_bytes", "uid", b"uid", "virtual_bytes", b"virtual_bytes", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,22 +282,26 @@ class ListImagesRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_VISIBLE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 means 1000."""
     page_token: _builtins.str
     """From the previous page."""
+    include_visible: _builtins.bool
+    """Also images of other projects: those shared with this one, and public ones."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_visible: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_visible", b"include_visible", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,6 +334,44 @@ class ListImagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListImagesResponse: _TypeAlias = ListImagesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateImageRequest(_message.Message):
+    """Request of UpdateImage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID; the same id gives the same answer."""
+    validate_only: _builtins.bool
+    """All checks and no effect."""
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """The image with its new values; `name` says which."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Of display_name, visibility, shared_with, min_disk_gib, min_memory_mib, architecture, guest_agent, rescue."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateImageRequest: _TypeAlias = UpdateImageRequest  # noqa: Y015
 
 @_typing.final
 class DeleteImageRequest(_message.Message):
@@ -438,19 +529,23 @@ class DownloadImageRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/images/{image}"""
     offset: _builtins.int
-    """First byte of the virtual disk that is wanted, so that a client can go on."""
+    """First byte of the file that is wanted, so that a client can go on: the same image gives the same file."""
+    format: Global___Image.Format.ValueType
+    """Format of that file; RAW when not given."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         offset: _builtins.int = ...,
+        format: Global___Image.Format.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,7 +553,7 @@ Global___DownloadImageRequest: _TypeAlias = DownloadImageRequest  # noqa: Y015
 
 @_typing.final
 class DownloadImageResponse(_message.Message):
-    """One frame of DownloadImage: raw bytes of the virtual disk."""
+    """One frame of DownloadImage."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -467,13 +562,13 @@ class DownloadImageResponse(_message.Message):
     ZERO_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """Where this frame begins in the virtual disk."""
+    """Where this frame begins in the file."""
     data: _builtins.bytes
     """The bytes; empty when `zero_bytes` is set."""
     zero_bytes: _builtins.int
     """This many zero bytes instead of `data`."""
     total_bytes: _builtins.int
-    """Size of the virtual disk."""
+    """Size of the file."""
     def __init__(
         self,
         *,

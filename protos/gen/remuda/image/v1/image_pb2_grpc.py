@@ -51,6 +51,11 @@ class ImageServiceStub:
                 request_serializer=remuda_dot_image_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=remuda_dot_image_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.UpdateImage = channel.unary_unary(
+                '/remuda.image.v1.ImageService/UpdateImage',
+                request_serializer=remuda_dot_image_dot_v1_dot_image__pb2.UpdateImageRequest.SerializeToString,
+                response_deserializer=remuda_dot_image_dot_v1_dot_image__pb2.Image.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/remuda.image.v1.ImageService/DeleteImage',
                 request_serializer=remuda_dot_image_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
@@ -98,6 +103,13 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateImage(self, request, context):
+        """Changes name, visibility or properties; takes effect at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """Removes an image that no instance is based on.
         """
@@ -120,7 +132,7 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadImage(self, request, context):
-        """Receives the virtual disk.
+        """Receives the disk in the format asked for, from any offset of that file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +155,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=remuda_dot_image_dot_v1_dot_image__pb2.ListImagesRequest.FromString,
                     response_serializer=remuda_dot_image_dot_v1_dot_image__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'UpdateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateImage,
+                    request_deserializer=remuda_dot_image_dot_v1_dot_image__pb2.UpdateImageRequest.FromString,
+                    response_serializer=remuda_dot_image_dot_v1_dot_image__pb2.Image.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -247,6 +264,33 @@ class ImageService:
             '/remuda.image.v1.ImageService/ListImages',
             remuda_dot_image_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
             remuda_dot_image_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remuda.image.v1.ImageService/UpdateImage',
+            remuda_dot_image_dot_v1_dot_image__pb2.UpdateImageRequest.SerializeToString,
+            remuda_dot_image_dot_v1_dot_image__pb2.Image.FromString,
             options,
             channel_credentials,
             insecure,

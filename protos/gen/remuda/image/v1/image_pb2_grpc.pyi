@@ -40,6 +40,8 @@ class ImageServiceStub:
     """Reads one image."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
     """Lists the images of a project in pages pinned to one revision."""
+    UpdateImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.UpdateImageRequest, _image_pb2.Image]
+    """Changes name, visibility or properties; takes effect at once."""
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]
     """Removes an image that no instance is based on."""
     GetUpload: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetUploadRequest, _image_pb2.Upload]
@@ -47,7 +49,7 @@ class ImageServiceStub:
     UploadImage: _grpc.StreamUnaryMultiCallable[_image_pb2.UploadImageRequest, _image_pb2.UploadImageResponse]
     """Sends the bytes of the file, from the offset that is safe; the last frame makes the image ACTIVE."""
     DownloadImage: _grpc.UnaryStreamMultiCallable[_image_pb2.DownloadImageRequest, _image_pb2.DownloadImageResponse]
-    """Receives the virtual disk."""
+    """Receives the disk in the format asked for, from any offset of that file."""
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
@@ -60,6 +62,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Reads one image."""
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Lists the images of a project in pages pinned to one revision."""
+    UpdateImage: _aio.UnaryUnaryMultiCallable[_image_pb2.UpdateImageRequest, _image_pb2.Image]  # type: ignore[assignment]
+    """Changes name, visibility or properties; takes effect at once."""
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes an image that no instance is based on."""
     GetUpload: _aio.UnaryUnaryMultiCallable[_image_pb2.GetUploadRequest, _image_pb2.Upload]  # type: ignore[assignment]
@@ -67,7 +71,7 @@ class ImageServiceAsyncStub(ImageServiceStub):
     UploadImage: _aio.StreamUnaryMultiCallable[_image_pb2.UploadImageRequest, _image_pb2.UploadImageResponse]  # type: ignore[assignment]
     """Sends the bytes of the file, from the offset that is safe; the last frame makes the image ACTIVE."""
     DownloadImage: _aio.UnaryStreamMultiCallable[_image_pb2.DownloadImageRequest, _image_pb2.DownloadImageResponse]  # type: ignore[assignment]
-    """Receives the virtual disk."""
+    """Receives the disk in the format asked for, from any offset of that file."""
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Images for clients; the gateway forwards the bytes, the image store keeps them."""
@@ -95,6 +99,14 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.ListImagesResponse, _abc.Awaitable[_image_pb2.ListImagesResponse]]:
         """Lists the images of a project in pages pinned to one revision."""
+
+    @_abc_1.abstractmethod
+    def UpdateImage(
+        self,
+        request: _image_pb2.UpdateImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.Image, _abc.Awaitable[_image_pb2.Image]]:
+        """Changes name, visibility or properties; takes effect at once."""
 
     @_abc_1.abstractmethod
     def DeleteImage(
@@ -126,6 +138,6 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.DownloadImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_pb2.DownloadImageResponse], _abc.AsyncIterator[_image_pb2.DownloadImageResponse]]:
-        """Receives the virtual disk."""
+        """Receives the disk in the format asked for, from any offset of that file."""
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,19 +26,27 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from remuda.image.v1 import image_pb2 as remuda_dot_image_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/store/v1/image.proto\x12\x0fremuda.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bremuda/image/v1/image.proto\"Q\n\x0bImageRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12%\n\x05image\x18\x03 \x01(\x0b\x32\x16.remuda.image.v1.Image\"\xca\x01\n\x0cUploadRecord\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x12\x37\n\x08segments\x18\x03 \x03(\x0b\x32%.remuda.store.v1.UploadRecord.Segment\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a%\n\x07Segment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"\x1f\n\x08ImageRef\x12\x13\n\x0binstance_id\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/store/v1/image.proto\x12\x0fremuda.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bremuda/image/v1/image.proto\"\x95\x01\n\x0bImageRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12%\n\x05image\x18\x03 \x01(\x0b\x32\x16.remuda.image.v1.Image\x12,\n\x06\x63harge\x18\x04 \x01(\x0b\x32\x1c.remuda.store.v1.ImageCharge\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\":\n\x0bImageCharge\x12\x15\n\rvirtual_bytes\x18\x01 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\"P\n\x10ImageUsageRecord\x12,\n\x06\x63harge\x18\x01 \x01(\x0b\x32\x1c.remuda.store.v1.ImageCharge\x12\x0e\n\x06images\x18\x02 \x01(\x03\"\x7f\n\x0bQuotaRecord\x12 \n\x13image_virtual_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1f\n\x12image_stored_bytes\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x16\n\x14_image_virtual_bytesB\x15\n\x13_image_stored_bytes\"K\n\x0c\x44\x61mageRecord\x12\x11\n\timage_ids\x18\x01 \x03(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x01\n\x0cUploadRecord\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x12\x37\n\x08segments\x18\x03 \x03(\x0b\x32%.remuda.store.v1.UploadRecord.Segment\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a%\n\x07Segment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"\x1f\n\x08ImageRef\x12\x13\n\x0binstance_id\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remuda.store.v1.image_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGERECORD']._serialized_start=110
-  _globals['_IMAGERECORD']._serialized_end=191
-  _globals['_UPLOADRECORD']._serialized_start=194
-  _globals['_UPLOADRECORD']._serialized_end=396
-  _globals['_UPLOADRECORD_SEGMENT']._serialized_start=359
-  _globals['_UPLOADRECORD_SEGMENT']._serialized_end=396
-  _globals['_IMAGEREF']._serialized_start=398
-  _globals['_IMAGEREF']._serialized_end=429
+  _globals['_IMAGERECORD']._serialized_start=111
+  _globals['_IMAGERECORD']._serialized_end=260
+  _globals['_IMAGECHARGE']._serialized_start=262
+  _globals['_IMAGECHARGE']._serialized_end=320
+  _globals['_IMAGEUSAGERECORD']._serialized_start=322
+  _globals['_IMAGEUSAGERECORD']._serialized_end=402
+  _globals['_QUOTARECORD']._serialized_start=404
+  _globals['_QUOTARECORD']._serialized_end=531
+  _globals['_DAMAGERECORD']._serialized_start=533
+  _globals['_DAMAGERECORD']._serialized_end=608
+  _globals['_UPLOADRECORD']._serialized_start=611
+  _globals['_UPLOADRECORD']._serialized_end=813
+  _globals['_UPLOADRECORD_SEGMENT']._serialized_start=776
+  _globals['_UPLOADRECORD_SEGMENT']._serialized_end=813
+  _globals['_IMAGEREF']._serialized_start=815
+  _globals['_IMAGEREF']._serialized_end=846
 # @@protoc_insertion_point(module_scope)

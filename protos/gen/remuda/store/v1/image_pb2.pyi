@@ -29,13 +29,21 @@ class ImageRecord(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    CHARGE_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID."""
     project: _builtins.str
     """Project id; image_names/<project>/<display_name> claims the name."""
+    operation_id: _builtins.str
+    """UUID of the operation that fills it; empty: a client does."""
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """As clients see it, without name, uid and etag."""
+
+    @_builtins.property
+    def charge(self) -> Global___ImageCharge:
+        """What its project's usage was charged with, and is given back when it goes."""
 
     def __init__(
         self,
@@ -43,14 +51,133 @@ class ImageRecord(_message.Message):
         id: _builtins.str = ...,
         project: _builtins.str = ...,
         image: _image_pb2.Image | None = ...,
+        charge: Global___ImageCharge | None = ...,
+        operation_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "image", b"image", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "id", b"id", "image", b"image", "operation_id", b"operation_id", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageRecord: _TypeAlias = ImageRecord  # noqa: Y015
+
+@_typing.final
+class ImageCharge(_message.Message):
+    """Bytes that count against a project's quota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIRTUAL_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    virtual_bytes: _builtins.int
+    """As guests see them."""
+    stored_bytes: _builtins.int
+    """As stored."""
+    def __init__(
+        self,
+        *,
+        virtual_bytes: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stored_bytes", b"stored_bytes", "virtual_bytes", b"virtual_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageCharge: _TypeAlias = ImageCharge  # noqa: Y015
+
+@_typing.final
+class ImageUsageRecord(_message.Message):
+    """image_usage/<project>: sum of the charges of its images, changed in the txn that changes a charge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGE_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    images: _builtins.int
+    """How many."""
+    @_builtins.property
+    def charge(self) -> Global___ImageCharge:
+        """Sums."""
+
+    def __init__(
+        self,
+        *,
+        charge: Global___ImageCharge | None = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageUsageRecord: _TypeAlias = ImageUsageRecord  # noqa: Y015
+
+@_typing.final
+class QuotaRecord(_message.Message):
+    """quotas/<project>: written by the api. A field that is unset is unlimited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_VIRTUAL_BYTES_FIELD_NUMBER: _builtins.int
+    IMAGE_STORED_BYTES_FIELD_NUMBER: _builtins.int
+    image_virtual_bytes: _builtins.int
+    """Most bytes of images as guests see them."""
+    image_stored_bytes: _builtins.int
+    """Most bytes of images as stored."""
+    def __init__(
+        self,
+        *,
+        image_virtual_bytes: _builtins.int | None = ...,
+        image_stored_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_image_stored_bytes", b"_image_stored_bytes", "_image_virtual_bytes", b"_image_virtual_bytes", "image_stored_bytes", b"image_stored_bytes", "image_virtual_bytes", b"image_virtual_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_image_stored_bytes", b"_image_stored_bytes", "_image_virtual_bytes", b"_image_virtual_bytes", "image_stored_bytes", b"image_stored_bytes", "image_virtual_bytes", b"image_virtual_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__image_stored_bytes: _TypeAlias = _typing.Literal["image_stored_bytes"]  # noqa: Y015
+    _WhichOneofArgType__image_stored_bytes: _TypeAlias = _typing.Literal["_image_stored_bytes", b"_image_stored_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__image_virtual_bytes: _TypeAlias = _typing.Literal["image_virtual_bytes"]  # noqa: Y015
+    _WhichOneofArgType__image_virtual_bytes: _TypeAlias = _typing.Literal["_image_virtual_bytes", b"_image_virtual_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_stored_bytes) -> _WhichOneofReturnType__image_stored_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_virtual_bytes) -> _WhichOneofReturnType__image_virtual_bytes | None: ...
+
+Global___QuotaRecord: _TypeAlias = QuotaRecord  # noqa: Y015
+
+@_typing.final
+class DamageRecord(_message.Message):
+    """image_damage/<digest>: a chunk that was found damaged or lost. Written by the image store, gone when it is sound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_IDS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of ACTIVE images that have it; at most 32."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was found."""
+
+    def __init__(
+        self,
+        *,
+        image_ids: _abc.Iterable[_builtins.str] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_ids", b"image_ids", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DamageRecord: _TypeAlias = DamageRecord  # noqa: Y015
 
 @_typing.final
 class UploadRecord(_message.Message):

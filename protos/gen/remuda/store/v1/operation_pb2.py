@@ -28,7 +28,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remuda.compute.v1 import operation_pb2 as remuda_dot_compute_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fremuda/store/v1/operation.proto\x12\x0fremuda.store.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!remuda/compute/v1/operation.proto\"\x9f\x02\n\x0fOperationRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\x12%\n\x07request\x18\x05 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x36\n\x08metadata\x18\x06 \x01(\x0b\x32$.remuda.compute.v1.OperationMetadata\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x08response\x18\t \x01(\x0b\x32\x14.google.protobuf.Any\x12\x12\n\nsupersedes\x18\n \x01(\t\"\xef\x01\n\x07Journal\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.remuda.store.v1.JournalEntry\x12#\n\x05state\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x11\n\tcommitted\x18\x03 \x01(\x08\x12\x0f\n\x07undoing\x18\x04 \x01(\x08\x12#\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x32\n\x0creservations\x18\x06 \x03(\x0b\x32\x1c.remuda.store.v1.Reservation\x12\x12\n\nretry_from\x18\x07 \x01(\t\"v\n\x0cJournalEntry\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.remuda.compute.v1.OperationStep.State\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\"\x87\x01\n\x0bReservation\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\r\n\x05vcpus\x18\x03 \x01(\x05\x12\x12\n\nmemory_mib\x18\x04 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x05 \x01(\x03\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\"K\n\x0c\x43\x61ncelRecord\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\rRequestRecord\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12&\n\x08response\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\",\n\x0cLeaderRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fremuda/store/v1/operation.proto\x12\x0fremuda.store.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!remuda/compute/v1/operation.proto\"\xb1\x02\n\x0fOperationRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\x12%\n\x07request\x18\x05 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x36\n\x08metadata\x18\x06 \x01(\x0b\x32$.remuda.compute.v1.OperationMetadata\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x08response\x18\t \x01(\x0b\x32\x14.google.protobuf.Any\x12\x12\n\nsupersedes\x18\n \x01(\t\x12\x10\n\x08image_id\x18\x0b \x01(\t\"\xef\x01\n\x07Journal\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.remuda.store.v1.JournalEntry\x12#\n\x05state\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x11\n\tcommitted\x18\x03 \x01(\x08\x12\x0f\n\x07undoing\x18\x04 \x01(\x08\x12#\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x32\n\x0creservations\x18\x06 \x03(\x0b\x32\x1c.remuda.store.v1.Reservation\x12\x12\n\nretry_from\x18\x07 \x01(\t\"v\n\x0cJournalEntry\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.remuda.compute.v1.OperationStep.State\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\"\x87\x01\n\x0bReservation\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\r\n\x05vcpus\x18\x03 \x01(\x05\x12\x12\n\nmemory_mib\x18\x04 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x05 \x01(\x03\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\"K\n\x0c\x43\x61ncelRecord\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\rRequestRecord\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12&\n\x08response\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\",\n\x0cLeaderRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remuda.store.v1.operation_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONRECORD']._serialized_start=173
-  _globals['_OPERATIONRECORD']._serialized_end=460
-  _globals['_JOURNAL']._serialized_start=463
-  _globals['_JOURNAL']._serialized_end=702
-  _globals['_JOURNALENTRY']._serialized_start=704
-  _globals['_JOURNALENTRY']._serialized_end=822
-  _globals['_RESERVATION']._serialized_start=825
-  _globals['_RESERVATION']._serialized_end=960
-  _globals['_CANCELRECORD']._serialized_start=962
-  _globals['_CANCELRECORD']._serialized_end=1037
-  _globals['_REQUESTRECORD']._serialized_start=1039
-  _globals['_REQUESTRECORD']._serialized_end=1132
-  _globals['_LEADERRECORD']._serialized_start=1134
-  _globals['_LEADERRECORD']._serialized_end=1178
+  _globals['_OPERATIONRECORD']._serialized_end=478
+  _globals['_JOURNAL']._serialized_start=481
+  _globals['_JOURNAL']._serialized_end=720
+  _globals['_JOURNALENTRY']._serialized_start=722
+  _globals['_JOURNALENTRY']._serialized_end=840
+  _globals['_RESERVATION']._serialized_start=843
+  _globals['_RESERVATION']._serialized_end=978
+  _globals['_CANCELRECORD']._serialized_start=980
+  _globals['_CANCELRECORD']._serialized_end=1055
+  _globals['_REQUESTRECORD']._serialized_start=1057
+  _globals['_REQUESTRECORD']._serialized_end=1150
+  _globals['_LEADERRECORD']._serialized_start=1152
+  _globals['_LEADERRECORD']._serialized_end=1196
 # @@protoc_insertion_point(module_scope)

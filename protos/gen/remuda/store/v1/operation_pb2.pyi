@@ -38,6 +38,7 @@ class OperationRecord(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     SUPERSEDES_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID."""
     action: _builtins.str
@@ -50,6 +51,8 @@ class OperationRecord(_message.Message):
     """Over."""
     supersedes: _builtins.str
     """The operation that this one supersedes and waits for; empty: none."""
+    image_id: _builtins.str
+    """UUID of the image that it makes, whose record was written in the same txn; empty: none."""
     @_builtins.property
     def request(self) -> _any_pb2.Any:
         """The request as admitted."""
@@ -79,10 +82,11 @@ class OperationRecord(_message.Message):
         error: _status_pb2.Status | None = ...,
         response: _any_pb2.Any | None = ...,
         supersedes: _builtins.str = ...,
+        image_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "metadata", b"metadata", "request", b"request", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "done", b"done", "error", b"error", "id", b"id", "instance_id", b"instance_id", "metadata", b"metadata", "project", b"project", "request", b"request", "response", b"response", "supersedes", b"supersedes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "done", b"done", "error", b"error", "id", b"id", "image_id", b"image_id", "instance_id", b"instance_id", "metadata", b"metadata", "project", b"project", "request", b"request", "response", b"response", "supersedes", b"supersedes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -333,3 +333,55 @@ class ReconcileState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReconcileState: _TypeAlias = ReconcileState  # noqa: Y015
+
+@_typing.final
+class SnapshotState(_message.Message):
+    """SnapshotInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    READABLE_IMAGES_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """UUID of the host on record."""
+    pool: _builtins.str
+    """Its pool."""
+    epoch: _builtins.int
+    """Epoch of the copy on record."""
+    image_id: _builtins.str
+    """UUID of the image that is made."""
+    manifest_digest: _builtins.str
+    """BLAKE3 digest of the first one's manifest, lower-case hex."""
+    @_builtins.property
+    def readable_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the images whose chunks the agent may name: the one that the disk is an overlay of first, then
+        earlier snapshots of this instance.
+        """
+
+    @_builtins.property
+    def output(self) -> _agent_pb2.StepOutput:
+        """Result of disk_uploaded."""
+
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        image_id: _builtins.str = ...,
+        readable_images: _abc.Iterable[_builtins.str] | None = ...,
+        manifest_digest: _builtins.str = ...,
+        output: _agent_pb2.StepOutput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "host_id", b"host_id", "image_id", b"image_id", "manifest_digest", b"manifest_digest", "output", b"output", "pool", b"pool", "readable_images", b"readable_images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotState: _TypeAlias = SnapshotState  # noqa: Y015
