@@ -153,6 +153,7 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                 "UpdateImage": Rule(
                     users=True,
                     projects=("image.name",),
+                    services=frozenset({"api"}),
                     admin_values=(("image.visibility", Image.VISIBILITY_PUBLIC),),
                 ),
                 "DeleteImage": _and_api(_NAME),
