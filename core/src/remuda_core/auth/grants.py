@@ -68,8 +68,8 @@ def verify(
     writes: ImageId | None = None,
     now: datetime | None = None,
 ) -> Grant:
-    """The grant, when the leader signed it for `host`, it has not expired, lets `image` be read and `writes` be
-    filled.
+    """The grant, when the leader signed it for `host`, it has not expired, and lets `image` be read and
+    `writes` be filled.
 
     `host` is the caller's, from its certificate; None never passes. Clocks may differ by 30 s.
     Raises RemudaError GRANT_REFUSED.
