@@ -22,7 +22,9 @@ DIRTIER = """
 dd if=/dev/urandom of=/tmp/hot bs=64k count=32
 while :; do dd if=/tmp/hot of=/tmp/busy bs=64k conv=notrunc; usleep 10000; done
 """
-"""Copied, since random bytes are slow to make; not of zeroes, which QEMU sends as next to nothing."""
+"""Not of zeroes, which QEMU sends as next to nothing; the same bytes every time, since TCG may lose writes of
+a guest that is being moved.
+"""
 # Its kernel has long been loaded. QEMU sends 16 MiB of a disk before it thinks of the cap.
 FILLER = "dd if=/dev/urandom of=/dev/vda1 bs=1M count=22; sync"
 ENOUGH_MS = 60

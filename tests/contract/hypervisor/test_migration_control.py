@@ -200,7 +200,7 @@ async def test_a_job_is_told_what_it_is_allowed(hosts: Hosts) -> None:
         stats = await hosts.a.job_stats(guest.instance_id)
         return stats is not None and stats.memory_processed_bytes > 0
 
-    await wait_for(sends, timeout=30)
+    await wait_for(sends, timeout=60)
     told = await job_settings(hosts, guest)
     assert (told.auto_converge, told.post_copy) == (True, True)
     assert (told.cap, told.post_copy_cap, told.downtime_ms) == (SLOW, SLOW, 150)
@@ -212,7 +212,7 @@ async def test_a_job_is_told_what_it_is_allowed(hosts: Hosts) -> None:
     with pytest.raises(RemudaError):
         await going
     plain = asyncio.create_task(hosts.a.migrate(replace(request, auto_converge=False, allow_post_copy=False)))
-    await wait_for(sends, timeout=30)
+    await wait_for(sends, timeout=60)
     told = await job_settings(hosts, guest)
     assert (told.auto_converge, told.post_copy) == (False, False)
     with pytest.raises(RemudaError):

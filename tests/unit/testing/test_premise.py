@@ -59,6 +59,6 @@ def test_a_failure_is_not_tried_again() -> None:
         runs.append(1)
         raise AssertionError("wrong")
 
-    with pytest.raises(AssertionError, match="^wrong$"):
+    with pytest.raises(AssertionError, match=r"^wrong$"):
         wrong()
     assert len(runs) == 1
