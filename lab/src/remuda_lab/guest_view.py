@@ -70,7 +70,7 @@ class GuestView:
             f"guest {self.address} answers", lambda: self.state(timeout=5), timeout=timeout, interval=0.2
         )
 
-    def wait_tick(self, beyond: int, *, timeout: float = 45.0) -> GuestState:
+    def wait_tick(self, beyond: int, *, timeout: float = 90.0) -> GuestState:
         """Wait until the memory counter is greater than ``beyond``. Raises WaitTimeout."""
         seen: list[GuestState] = []
 

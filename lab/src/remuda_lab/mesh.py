@@ -147,7 +147,7 @@ class Mesh:
         request = migration_pb2.ListMigrationsRequest(parent=guest.name)
         return list(self.migrations.ListMigrations(request, timeout=CALL_SECONDS).migrations)
 
-    def wait_moving(self, operation: str, *, timeout: float = 60.0) -> operation_pb2.OperationMetadata:
+    def wait_moving(self, operation: str, *, timeout: float = 120.0) -> operation_pb2.OperationMetadata:
         """Wait until the operation's live progress shows bytes on their way. Raises WaitTimeout."""
         seen: list[operation_pb2.OperationMetadata] = []
 
@@ -185,12 +185,12 @@ class Mesh:
             host_pb2.GetHostRequest(name=f"hosts/{self.host_uuid(name)}"), timeout=CALL_SECONDS
         )
 
-    def wait_hosts_up(self, *, timeout: float = 60.0) -> None:
+    def wait_hosts_up(self, *, timeout: float = 120.0) -> None:
         """Wait until every host of the lab is UP."""
         wait_hosts_up(self.channel, [plan.name for plan in self.lab.plans()], timeout=timeout)
 
     def leader(self) -> str:
-        """Which scheduler leads now, by its own metrics. Raises WaitTimeout when none does for 30 s."""
+        """Which scheduler leads now, by its own metrics. Raises WaitTimeout when none does for 60 s."""
 
         def leads() -> str | None:
             for name in ("scheduler-1", "scheduler-2"):
@@ -259,13 +259,13 @@ class Guest:
         return self.mesh.host_name(self.record().host)
 
     def wait_state(
-        self, state: instance_pb2.Instance.State.ValueType, *, timeout: float = 30.0
+        self, state: instance_pb2.Instance.State.ValueType, *, timeout: float = 90.0
     ) -> instance_pb2.Instance:
         """Raises WaitTimeout."""
         return self.wait_record(lambda record: record.state == state, timeout=timeout)
 
     def wait_record(
-        self, right: Callable[[instance_pb2.Instance], bool], *, timeout: float = 30.0
+        self, right: Callable[[instance_pb2.Instance], bool], *, timeout: float = 90.0
     ) -> instance_pb2.Instance:
         """Wait until the record is as it should be. Raises WaitTimeout with the record."""
         seen: list[instance_pb2.Instance] = []

@@ -281,7 +281,7 @@ async def test_a_migration_goes_on_without_its_stream_and_is_joined_and_cancelle
     assert await source.power() == Instance.POWER_STATE_RUNNING
     await wait_for(
         lambda: fabric.domain(target.name, InstanceId(INSTANCE)) is None,
-        timeout=5,
+        timeout=60,
         last_status=lambda: "a copy at the target",
     )
 
@@ -313,7 +313,7 @@ async def test_the_first_order_after_a_restart_finds_the_job_that_still_runs(
             fabric.timings = FakeTimings(migrate_memory=0.8)
             call = MigrationServiceStub(source.channel).Migrate()
             await call.write(migration(source, target))
-            await wait_for(lambda: FakeHypervisor(fabric, "a").job_stats(InstanceId(INSTANCE)), timeout=5)
+            await wait_for(lambda: FakeHypervisor(fabric, "a").job_stats(InstanceId(INSTANCE)), timeout=60)
         async with running_host("a", fabric, tmp_path / "a") as source:
             observed = await source.agent.ObserveInstance(pb.ObserveInstanceRequest(instance_id=INSTANCE))
             assert observed.observed.job == ObservedInstance.JOB_MIGRATION_OUT

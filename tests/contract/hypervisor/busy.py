@@ -18,7 +18,13 @@ from tests.contract.hypervisor.conftest import FakeHosts, Hosts, LabHosts
 
 T = TypeVar("T")
 
-DIRTIER = "while :; do dd if=/dev/urandom of=/tmp/busy bs=64k count=16 conv=notrunc; done"
+DIRTIER = """
+dd if=/dev/urandom of=/tmp/hot bs=64k count=32
+while :; do dd if=/tmp/hot of=/tmp/busy bs=64k conv=notrunc; usleep 10000; done
+"""
+"""Not of zeroes, which QEMU sends as next to nothing; the same bytes every time, since TCG may lose writes of
+a guest that is being moved.
+"""
 # Its kernel has long been loaded. QEMU sends 16 MiB of a disk before it thinks of the cap.
 FILLER = "dd if=/dev/urandom of=/dev/vda1 bs=1M count=22; sync"
 ENOUGH_MS = 60
@@ -37,8 +43,9 @@ class JobSettings:
 
 
 async def keep_busy(hosts: Hosts, guest: DomainDescription) -> None:
-    """The booted guest rewrites about a MiB of its memory from now on, again and again: with a low cap no
-    short pause is enough to move it, one of `ENOUGH_MS` is on the fake.
+    """The booted guest rewrites 2 MiB of its memory from now on, several times a second: with a low cap no
+    short pause is enough to move it, one of `ENOUGH_MS` is on the fake. A real one may all the same come to
+    its end when its machine has no time for it during a whole pass.
     """
     if isinstance(hosts, FakeHosts):
         hosts.fabric.timings = FakeTimings(

@@ -182,7 +182,7 @@ async def test_a_killed_qemu_is_seen_as_a_crash(hosts: Hosts) -> None:
         view = await hosts.a.view(guest.instance_id)
         return view is not None and view.power_state is PowerState.CRASHED
 
-    await wait_for(crashed, timeout=10)
+    await wait_for(crashed, timeout=60)
     await hosts.a.start(guest.instance_id)
     view = await hosts.a.view(guest.instance_id)
     assert view is not None
@@ -195,14 +195,14 @@ async def test_the_guests_own_shutdown_and_its_agent_are_seen(hosts: Hosts) -> N
     assert not await hosts.a.guest_agent_ping(guest.instance_id, timeout=1)
     await hosts.a.start(guest.instance_id)
     await hosts.wait_booted(guest)
-    assert await wait_for(lambda: hosts.a.guest_agent_ping(guest.instance_id, timeout=2), timeout=30)
+    assert await wait_for(lambda: hosts.a.guest_agent_ping(guest.instance_id, timeout=2), timeout=60)
     await hosts.a.shutdown(guest.instance_id)
 
     async def off() -> bool:
         view = await hosts.a.view(guest.instance_id)
         return view is not None and (view.power_state, view.reason) == (PowerState.SHUTOFF, "shutdown")
 
-    await wait_for(off, timeout=30)
+    await wait_for(off, timeout=60)
 
 
 async def test_events_begin_with_a_relist_and_tell_what_happens(hosts: Hosts) -> None:

@@ -60,7 +60,7 @@ async def under_way(
         return there is not None and stats is not None and stats.elapsed_ms > 0
 
     try:
-        await wait_for(seen_by_both, timeout=30)
+        await wait_for(seen_by_both, timeout=60)
         yield moving
     finally:
         await hosts.a.abort_job(guest.instance_id)
@@ -151,7 +151,7 @@ async def test_an_aborted_migration_leaves_the_source_running_and_nothing_at_the
         assert ended.value.reason is Reason.CANCELLED
         view = await shown(hosts.a, guest)
         assert (view.power_state, view.job, view.epoch) == (PowerState.RUNNING, DomainJob.NONE, 1)
-        await wait_for(lambda: gone(hosts.b, guest), timeout=10)
+        await wait_for(lambda: gone(hosts.b, guest), timeout=60)
         # Nothing to abort any more.
         await hosts.a.abort_job(guest.instance_id)
 
@@ -165,7 +165,7 @@ async def test_a_migration_outlives_whoever_asked_for_it(hosts: Hosts) -> None:
     async with hosts.reopened() as first:
         hosts.slow()
         asked = asyncio.create_task(first.migrate(hosts.request(guest)))
-        await wait_for(lambda: hosts.a.job_stats(guest.instance_id), timeout=30)
+        await wait_for(lambda: hosts.a.job_stats(guest.instance_id), timeout=60)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
     async with hosts.reopened() as second:
@@ -175,7 +175,7 @@ async def test_a_migration_outlives_whoever_asked_for_it(hosts: Hosts) -> None:
         async def no_job() -> bool:
             return (await shown(second, guest)).job is DomainJob.NONE
 
-        await wait_for(no_job, timeout=10)
+        await wait_for(no_job, timeout=60)
     assert (await shown(hosts.a, guest)).power_state is PowerState.RUNNING
 
 
@@ -186,7 +186,7 @@ async def test_destroying_the_incoming_copy_ends_the_migration_and_not_the_guest
         with pytest.raises(RemudaError) as ended:
             await moving
         assert ended.value.reason is Reason.HYPERVISOR_ERROR
-    await wait_for(lambda: gone(hosts.b, guest), timeout=10)
+    await wait_for(lambda: gone(hosts.b, guest), timeout=60)
     assert (await shown(hosts.a, guest)).power_state is PowerState.RUNNING
 
 
@@ -198,7 +198,7 @@ async def test_a_guest_that_stands_still_still_arrives(hosts: Hosts) -> None:
     hosts.slow()
     # A guest that stands still has to be sent too: quick enough for a test, slow enough to be paused in.
     moving = asyncio.create_task(hosts.a.migrate(replace(hosts.request(guest), bandwidth_mib_s=64)))
-    await wait_for(lambda: moving.done() or hosts.a.job_stats(guest.instance_id), timeout=30)
+    await wait_for(lambda: moving.done() or hosts.a.job_stats(guest.instance_id), timeout=60)
     with contextlib.suppress(RemudaError):  # it may have arrived by then
         await hosts.a.pause(guest.instance_id)
     await asyncio.wait_for(moving, 90)
@@ -240,7 +240,7 @@ async def next_event(
     events: AsyncIterator[HypervisorEvent], guest: DomainDescription, kind: EventKind, detail: str
 ) -> HypervisorEvent:
     heard = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in events:
             heard.append((event.kind, event.detail))
             if event.instance_id == guest.instance_id and heard[-1] == (kind, detail):

@@ -128,7 +128,7 @@ async def test_a_libvirt_behind_a_cut_cable_is_given_up_in_time(hosts: Hosts) ->
         started = time.monotonic()
         with pytest.raises(RemudaError, match=r"did not answer within 2 s|No route to host"):
             await hosts.opened("host2", patience=2)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
     finally:
         hosts.cut_off(again=True)
 

@@ -20,7 +20,7 @@ WAITING_FOR_OPERATOR = OperationMetadata.STATE_WAITING_FOR_OPERATOR
 def test_the_source_is_cut_off_and_the_operation_waits_for_it_and_moves_the_guest_then(
     mesh: Mesh, stage: Scene
 ) -> None:
-    move = stage.begin(bandwidth=12)
+    move = stage.begin(bandwidth=5)
     move.wait_memory()
     stage.struck()
     mesh.lab.cut(stage.source)
@@ -47,7 +47,7 @@ def test_the_target_is_cut_off_and_owes_its_clean_up(mesh: Mesh, stage: Scene) -
 
 @pytest.mark.fault(what="management networks of both hosts cut, healed", when="memory phase")
 def test_both_hosts_are_cut_off_and_nothing_is_decided_before_they_answer(mesh: Mesh, stage: Scene) -> None:
-    move = stage.begin(bandwidth=12)
+    move = stage.begin(bandwidth=5)
     move.wait_memory()
     stage.struck()
     mesh.lab.cut(stage.target)

@@ -33,7 +33,7 @@ def test_the_disk_of_the_target_is_full_in_the_middle_of_the_copy(mesh: Mesh, st
     in_guest(mesh, stage.source, stage.guest, "head -c 6000000 /dev/urandom > /data/ballast && sync")
     with small_file_system(mesh, stage.target, mebibytes=3):
         move = stage.begin(bandwidth=0)
-        move.wait_step("guest_moved")
+        move.wait_step_begun("guest_moved")
         stage.struck()
         stage.ended(move, result="MIGRATION_FAILED", outcome="STAYED", at="source")
         # What lies on that file system the others cannot see.

@@ -11,10 +11,11 @@ import pytest
 from remuda.agent.v1.agent_pb2 import RemoveInstance, RunStepRequest
 from remuda.agent.v1.common_pb2 import LeaderRef, StepKey
 from remuda_core.errors import Reason, RemudaError
+from remuda_core.testing.premise import set_up_again
 from remuda_lab.faults.freezing import frozen, killed
 from remuda_lab.faults.move import Move
 from remuda_lab.faults.orders import give_order
-from remuda_lab.faults.scene import Scene
+from remuda_lab.faults.scene import SLOW_MIB_S, Scene
 from remuda_lab.mesh import Mesh
 from remuda_lab.waiting import wait_for
 
@@ -59,19 +60,22 @@ def test_the_leader_is_killed_in_the_memory_phase_and_the_next_one_joins_the_job
 
 
 @pytest.mark.fault(what="scheduler leader SIGKILL", when="switched over, ownership not moved")
+@set_up_again
 def test_the_leader_is_killed_before_it_knows_that_the_guest_has_arrived(mesh: Mesh, stage: Scene) -> None:
     move = stage.begin()
     move.wait_memory()
-    # The job is peer to peer: it ends without the source's agent, and nobody tells the leader.
+    leader = mesh.leader()
+    # The job is peer to peer: it ends without the source's agent, and nobody tells the leader, who asks the
+    # target when the source has been silent for some seconds.
     with frozen(mesh.cluster.pid(stage.source)):
         move.hasten()
         wait_for("the guest runs at the target", lambda: runs(mesh, stage.target), timeout=60)
-        leader = mesh.leader()
         with killed(mesh, leader):
             stage.struck()
-            assert move.open_step() == "guest_moved"
-            assert stage.guest.host() == stage.source
+            in_time = move.open_step() == "guest_moved"
             mesh.cluster.pid(stage.source).kill(CONTINUE)
+            if not in_time:
+                stage.too_late(move, "the leader had heard of it before it died")
             stage.ended(move, result="DONE", outcome="MOVED", at="target")
 
 
@@ -116,7 +120,15 @@ def test_a_leader_that_stood_still_in_a_destructive_step_is_refused_when_it_goes
 
 @pytest.mark.fault(what="api SIGKILL", when="memory phase")
 def test_the_api_is_killed_and_the_command_line_goes_on_watching(mesh: Mesh, stage: Scene) -> None:
-    words = ("instance", "live-migrate", stage.guest.uid, "--to", stage.target, "--bandwidth", "4")
+    words = (
+        "instance",
+        "live-migrate",
+        stage.guest.uid,
+        "--to",
+        stage.target,
+        "--bandwidth",
+        str(SLOW_MIB_S),
+    )
     command = mesh.cli().start(*words)
     try:
         operation = wait_for("the move is admitted", lambda: stage.guest.record().operation, timeout=60)

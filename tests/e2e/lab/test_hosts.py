@@ -74,7 +74,7 @@ def test_a_cut_host_is_unreachable_for_others_and_not_for_its_own_agent(bare_lab
         assert bare_lab.host("host2").virsh("hostname") == "host2"
     finally:
         bare_lab.heal("host2")
-    wait_for("host2 is back", lambda: connect_in_network(init, address, timeout=1), timeout=30).close()
+    wait_for("host2 is back", lambda: connect_in_network(init, address, timeout=1), timeout=60).close()
 
 
 def test_nobodys_address_on_the_wire_changes_when_hosts_lose_power(bare_lab: Lab) -> None:
@@ -162,14 +162,14 @@ def test_a_namespace_with_the_number_of_an_ended_one_is_not_taken_for_the_labs(t
     require_root()
     paths = LabPaths(root=tmp_path / "gone")
     before = ticks_since_boot()
-    wait_for("a tick passes", lambda: ticks_since_boot() > before + 1, timeout=30)
+    wait_for("a tick passes", lambda: ticks_since_boot() > before + 1, timeout=60)
     with subprocess.Popen(["unshare", "--uts", "sleep", "60"]) as foreign:
         try:
             host_name = namespace(os.getpid(), "uts")
             other = wait_for(
                 "it has its own",
                 lambda: found if (found := namespace(foreign.pid, "uts")) != host_name else None,
-                timeout=30,
+                timeout=60,
             )
             reused = frozenset({other})
             assert leftovers(paths, Footprint(namespaces=reused, taken=before)) == []

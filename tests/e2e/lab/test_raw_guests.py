@@ -112,14 +112,14 @@ def test_a_guest_outlives_its_libvirtd_and_not_its_qemu(bare_lab: Lab, raw_guest
     first = host.units.status()["libvirtd"]
     bare_lab.send_signal("host1", "libvirtd", signal.SIGKILL)
     wait_for(
-        "libvirtd is started again", lambda: host.units.status()["libvirtd"].starts > first.starts, timeout=30
+        "libvirtd is started again", lambda: host.units.status()["libvirtd"].starts > first.starts, timeout=60
     )
-    wait_for("libvirtd finds the guest", lambda: host.virsh("domstate", guest.name) == "running", timeout=30)
+    wait_for("libvirtd finds the guest", lambda: host.virsh("domstate", guest.name) == "running", timeout=60)
     guest.view.wait_tick(guest.view.state().memory_tick)
 
     assert len(host.qemu_pids(guest.name)) == 1
     bare_lab.send_signal("host1", f"qemu:{guest.name}", signal.SIGKILL)
-    wait_for("the guest is gone", lambda: host.virsh("domstate", guest.name) == "shut off", timeout=30)
+    wait_for("the guest is gone", lambda: host.virsh("domstate", guest.name) == "shut off", timeout=60)
     assert host.qemu_pids(guest.name) == []
 
 

@@ -1,4 +1,7 @@
-"""A client of ControlMigration, as tests use it: everything that it was told is kept."""
+"""A client of ControlMigration, as tests use it: everything that it was told is kept.
+
+A real migration may be through before a command reaches it, however busy its guest: PremiseLost then.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.rpc import code_pb2
@@ -15,6 +18,8 @@ from remuda.compute.v1 import migration_pb2 as pb
 from remuda.compute.v1 import moving_pb2, operation_pb2
 from remuda_core.errors import Reason
 from remuda_core.rpc.status import from_status
+from remuda_core.testing.premise import PremiseLost
+from remuda_lab.errors import CommandFailed
 from remuda_lab.mesh import CALL_SECONDS, Guest, Mesh, unpack_metadata
 from remuda_lab.waiting import wait_for
 
@@ -22,8 +27,15 @@ Result = pb.CommandResult
 Progress = pb.MigrationProgress
 PATIENCE = 180.0
 T = TypeVar("T")
-RESTLESS = "#!/bin/sh\nwhile :; do usleep 40000; done\n"
-"""User data of a guest that rewrites little of its memory, but some at every moment."""
+LEAVING = (Progress.PHASE_SWITCH_OVER, Progress.PHASE_FINISHING)
+RESTLESS = """#!/bin/sh
+dd if=/dev/urandom of=/tmp/hot bs=64k count=24
+while :; do dd if=/tmp/hot of=/tmp/busy bs=64k conv=notrunc; usleep 200000; done
+"""
+"""User data of a guest that rewrites 1.5 MiB of its memory several times a second: at 2 MiB/s it does not end
+its migration, unless its machine has no time for it during most of a second. It writes what was there before:
+TCG may lose a write of a guest that is being moved.
+"""
 
 
 def move(mesh: Mesh, guest: Guest, to: str, **fields: Any) -> str:
@@ -53,9 +65,15 @@ def queued(mesh: Mesh, operation: str) -> operation_pb2.QueueProgress:
 
 
 def qemu(mesh: Mesh, host: str, guest: Guest, command: str) -> Any:
-    """What the monitor of its QEMU answers."""
+    """What the monitor of its QEMU answers. Raises CommandFailed when it runs no more on that host."""
     text = mesh.lab.host(host).virsh("qemu-monitor-command", guest.uid, json.dumps({"execute": command}))
     return json.loads(text)["return"]
+
+
+def command_line(mesh: Mesh, *arguments: str) -> dict[str, Any]:
+    """What `remuda migration` prints of a command that was carried out. Raises CommandFailed."""
+    printed: dict[str, Any] = json.loads(mesh.cli().run("migration", *arguments, "-o", "json"))
+    return printed
 
 
 class Steering:
@@ -100,6 +118,32 @@ class Steering:
         self.tell(command_id, **command)
         return self.answer(command_id)
 
+    def told(self, command_id: str, **command: Any) -> Result:
+        """The result of a command that found memory being copied, and left it so if it is a cap."""
+        result = self.ask(command_id, **command)
+        refused = result.effect == Result.EFFECT_REFUSED
+        if result.phase in LEAVING and (refused or "set_bandwidth" in command):
+            self.lost(f"before {command_id} had its effect")
+        return result
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """For commands from elsewhere, which fail when the migration is over."""
+        try:
+            yield
+        except CommandFailed as failure:
+            try:
+                self.until_ended()
+            except Exception:
+                raise failure from None
+            self.lost(f"before {failure}")
+
+    def lost(self, when: str) -> NoReturn:
+        """It came to its end by itself."""
+        ended = self.until_ended()
+        assert ended.state == pb.Migration.STATE_DONE, ended
+        raise PremiseLost(f"the migration was over {when}: {self.progress[-1:]}")
+
     def until(
         self, phase: Progress.Phase.ValueType, *, iteration: int = 0, remaining: int = 1 << 60
     ) -> Progress:
@@ -116,7 +160,7 @@ class Steering:
         return self._wait(f"{Progress.Phase.Name(phase)}, pass {iteration}", seen)
 
     def until_ended(self) -> pb.Migration:
-        return self._wait("the migration is over", lambda: self.ended)
+        return wait_for("the migration is over", lambda: self.ended, timeout=PATIENCE, status=self._last)
 
     def rates(self, first: int = 0) -> list[float]:
         """MiB of memory per second over each second since `progress[first]`, by the job's own statistics."""
@@ -135,7 +179,8 @@ class Steering:
     def _wait(self, what: str, probe: Callable[[], T | None]) -> T:
         def alive() -> T | None:
             found = probe()
-            assert found or self.ended is None or "over" in what, f"it ended first: {self.ended}"
+            if not found and self.ended is not None:
+                self.lost(f"before {what}")
             return found
 
         return wait_for(what, alive, timeout=PATIENCE, status=self._last)

@@ -64,7 +64,7 @@ def dropping(mesh: Mesh, host: str, ports: str) -> Iterator[None]:
 
 async def transported(source: ProbeServiceAsyncStub, target: ProbeServiceAsyncStub) -> tuple[str, str]:
     """Where the target heard the source from, and how the source failed."""
-    call = target.Listen(pb.ListenRequest(nonce=NONCE, patience=Duration(seconds=4)))
+    call = target.Listen(pb.ListenRequest(nonce=NONCE, patience=Duration(seconds=10)))
     place = await call.read()
     assert isinstance(place, pb.ListenResponse)
     assert MIGRATION_PORTS[0] <= place.port <= MIGRATION_PORTS[1]
@@ -86,7 +86,7 @@ async def nonce_found(source: ProbeServiceAsyncStub, target: ProbeServiceAsyncSt
     await source.WriteNonce(pb.WriteNonceRequest(pool=pool, name=name, content=NONCE))
     try:
         request = pb.ReadNonceRequest(pool=pool, name=name)
-        return bool((await target.ReadNonce(request, timeout=2)).content == NONCE)
+        return bool((await target.ReadNonce(request, timeout=30)).content == NONCE)
     finally:
         await source.RemoveNonce(pb.RemoveNonceRequest(pool=pool, name=name))
 
@@ -185,7 +185,7 @@ async def test_a_host_of_the_lab_tells_other_facts_and_says_so(mesh: Mesh) -> No
     mesh.cluster.override_facts("host2", {"libvirt_version": 8000000, "cpu_missing_features": ["avx2"]})
     try:
         mesh.wait_hosts_up()
-        warned = wait_for("host2 warns", lambda: list(mesh.host("host2").warnings), timeout=20)
+        warned = wait_for("host2 warns", lambda: list(mesh.host("host2").warnings), timeout=60)
         assert [warning.split()[0] for warning in warned] == ["cpu", "libvirt_version"]
         assert mesh.host("host2").inventory.libvirt_version == 8_000_000
         async with probed(mesh, "host2") as (target,):
@@ -195,7 +195,7 @@ async def test_a_host_of_the_lab_tells_other_facts_and_says_so(mesh: Mesh) -> No
     finally:
         mesh.cluster.override_facts("host2", {})
     mesh.wait_hosts_up()
-    wait_for("host2 tells the truth", lambda: not mesh.host("host2").warnings, timeout=20)
+    wait_for("host2 tells the truth", lambda: not mesh.host("host2").warnings, timeout=60)
 
 
 async def test_an_agent_killed_in_the_middle_of_probes_leaves_nothing_in_the_shared_pool(mesh: Mesh) -> None:

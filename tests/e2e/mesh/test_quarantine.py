@@ -7,7 +7,7 @@ import re
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import grpc
 import pytest
@@ -22,6 +22,8 @@ from remuda_core.rpc.status import from_rpc_error, from_status
 from remuda_core.rpc.tls import Tls
 from remuda_lab.cluster import addresses
 from remuda_lab.demo_proof import Before
+from remuda_lab.faults.move import Move
+from remuda_lab.faults.scene import SLOW_MIB_S
 from remuda_lab.mesh import Guest, Mesh
 from remuda_lab.waiting import wait_for
 
@@ -91,7 +93,7 @@ def test_a_power_failure_leaves_a_guest_off_until_the_leader_confirms_it_and_an_
         before = guest.view.state()
         mesh.lab.power_fail("host1")
         mesh.lab.boot("host1")
-        mesh.cluster.wait_healthy("host1", timeout=60)
+        mesh.cluster.wait_healthy("host1", timeout=120)
         host = mesh.lab.host("host1")
         assert mesh.domains("host1") == {guest.uid: "shut off"}
         assert host.virsh("list", "--all", "--autostart", "--name") == ""
@@ -123,10 +125,12 @@ def test_a_copy_that_the_guest_has_left_is_never_started_and_is_cleared_away(mes
         hand = Hand(mesh, "host1")
         before = Before.of(guest)
         epoch = guest.record().epoch
-        operation = mesh.live_migrate(guest, to="host3", bandwidth=20).name
-        mesh.wait_moving(operation)
-        # libvirt goes on by itself, and nobody is there to clear away what the guest leaves.
-        mesh.cluster.kill("host1")
+        operation = mesh.live_migrate(guest, to="host3", bandwidth=SLOW_MIB_S).name
+        with closing(Move(mesh, guest, operation, source="host1", target="host3")) as move:
+            move.wait_memory()
+            # libvirt goes on by itself, and nobody is there to clear away what the guest leaves.
+            mesh.cluster.kill("host1")
+            move.hasten()
         wait_for(
             "the guest has switched over",
             lambda: (
@@ -144,7 +148,7 @@ def test_a_copy_that_the_guest_has_left_is_never_started_and_is_cleared_away(mes
 
         moved = guest.view.wait_tick(before.state.memory_tick)
         mesh.lab.boot("host1")
-        mesh.cluster.wait_healthy("host1", timeout=60)
+        mesh.cluster.wait_healthy("host1", timeout=120)
         refusals: list[RemudaError] = []
 
         def given_up() -> bool:

@@ -19,7 +19,7 @@ async def test_a_kernel_reaches_our_init_where_guests_run(guest_image: GuestImag
 async def test_a_kernel_that_never_speaks_is_given_up_in_time(guest_image: GuestImage) -> None:
     started = time.monotonic()
     assert await seconds_to_user_space(guest_image.kernel, accelerator="tcg", limit_seconds=0.3) is None
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 async def test_what_is_no_kernel_is_noticed_at_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from grpc_health.v1.health import aio as health_aio
 from remuda_agent.probing.image_stores import SERVICE, ImageStores
 from remuda_core.rpc.channel import open_channel
 from remuda_core.testing.etcd import free_ports
+from remuda_core.testing.premise import PremiseLost, set_up_again
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -40,12 +41,14 @@ async def problem(*endpoints: str) -> str:
             await channel.close()
 
 
+@set_up_again
 async def test_one_store_that_serves_is_enough_and_the_silent_one_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with store(SERVING) as serving:
             started = time.monotonic()
             assert await problem(f"127.0.0.1:{silent.getsockname()[1]}", serving) == ""
-            assert time.monotonic() - started < 2.5
+            if (took := time.monotonic() - started) >= 2.5:
+                raise PremiseLost(f"it took {took:.1f} s, if only for want of processors")
 
 
 async def test_what_each_store_said_is_told_when_none_serves() -> None:

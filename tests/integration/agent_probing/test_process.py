@@ -110,7 +110,7 @@ async def test_an_agent_that_is_killed_in_the_middle_of_probes_leaves_nothing(tm
         assert agent.nonces, "a crash cannot remove it"
         with agent.running():
             await asyncio.wait_for(channel.channel_ready(), 30)
-            await wait_for(lambda: not agent.nonces, timeout=5, last_status=lambda: f"{agent.nonces}")
+            await wait_for(lambda: not agent.nonces, timeout=60, last_status=lambda: f"{agent.nonces}")
 
 
 def test_an_agent_outside_a_lab_refuses_to_override_its_facts(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ async def test_cancel_is_durable_without_a_leader_and_asked_once(
     assert kv.version == 1
     assert kv.mod_revision == int(str(revision))
     assert records.CancelRecord.FromString(kv.value).principal == "user/alice"
-    await wait_for(lambda: cancels_seen(alice, operation.name), timeout=5)
+    await wait_for(lambda: cancels_seen(alice, operation.name), timeout=60)
 
 
 async def cancels_seen(client: Client, name: str) -> bool:
@@ -102,7 +102,7 @@ async def test_wait_answers_when_it_ends_or_when_the_time_is_up(
     begun = time.monotonic()
     await cluster.leader.finish(operation.name)
     assert (await waiting).done
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
 
 
 async def wait(client: Client, request: lro.WaitOperationRequest) -> lro.Operation:
@@ -144,7 +144,7 @@ class Watcher:
                     return metadata
             return None
 
-        return await wait_for(reached, timeout=10, last_status=lambda: self.seen[-1:] or self.error)
+        return await wait_for(reached, timeout=60, last_status=lambda: self.seen[-1:] or self.error)
 
     async def end(self) -> lro.Operation:
         await asyncio.wait_for(self._task, 10)
@@ -181,8 +181,8 @@ async def test_watch_survives_a_change_of_the_leader_and_percent_never_falls(
     await live.progress.put(None)  # the old leader ends its streams
     await cluster.etcd.put(cluster.keys.leader, record.value)
     await live.progress.put(operation_pb2.Progress(percent=10, message="new leader"))
-    await wait_for(lambda: live.watched >= 2, timeout=10)
-    await wait_for(lambda: metadata_of(watcher.seen[-1]).progress.message == "new leader", timeout=10)
+    await wait_for(lambda: live.watched >= 2, timeout=60)
+    await wait_for(lambda: metadata_of(watcher.seen[-1]).progress.message == "new leader", timeout=60)
     assert metadata_of(watcher.seen[-1]).progress.percent == 60
     await cluster.leader.finish(operation.name)
     assert (await watcher.end()).done
@@ -204,7 +204,7 @@ async def test_watch_of_an_operation_that_is_over_ends_at_once_and_of_a_foreign_
     done = await alice.instances.StartInstance(instance_pb2.StartInstanceRequest(name=web.name))
     assert (await Watcher(alice, done.name).end()).done
     foreign = Watcher(bob, done.name)
-    await wait_for(lambda: foreign.error, timeout=5)
+    await wait_for(lambda: foreign.error, timeout=60)
     assert foreign.error is not None
     assert from_rpc_error(foreign.error).reason is Reason.PERMISSION_DENIED
 
@@ -216,7 +216,7 @@ async def test_watch_ends_when_the_operation_is_deleted(
     watcher = Watcher(alice, operation.name)
     await watcher.until(phase="")
     await cluster.etcd.delete(cluster.keys.operation(OperationId(operation.name.partition("/")[2])))
-    await wait_for(lambda: watcher.error, timeout=5)
+    await wait_for(lambda: watcher.error, timeout=60)
     assert watcher.error is not None
     assert from_rpc_error(watcher.error).reason is Reason.OPERATION_NOT_FOUND
 
@@ -290,6 +290,6 @@ async def test_the_leader_is_asked_for_progress_under_the_callers_request_id(
         operation_pb2.WatchOperationRequest(name=operation.name), metadata=(("x-request-id", "watch-1"),)
     )
     await call.read()
-    await wait_for(lambda: cluster.leader.live.request_ids, timeout=5)
+    await wait_for(lambda: cluster.leader.live.request_ids, timeout=60)
     call.cancel()
     assert cluster.leader.live.request_ids == ["watch-1"]

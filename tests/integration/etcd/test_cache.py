@@ -40,7 +40,7 @@ async def test_it_lists_and_then_follows(etcd: Etcd, etcd_prefix: str) -> None:
         await etcd.put(f"{etcd_prefix}{number:03}", b"old")
     async with cached(etcd, etcd_prefix) as cache:
         assert content(cache) == await truth(etcd, etcd_prefix)
-        assert cache.connected or await wait_for(lambda: cache.connected, timeout=10)
+        assert cache.connected or await wait_for(lambda: cache.connected, timeout=60)
         result = await etcd.txn(
             success=[
                 put(etcd_prefix + "new", b"n"),
@@ -129,7 +129,7 @@ async def test_the_probe_is_not_fooled_by_what_the_watch_has_not_brought_yet(
     for key in ("a", "b"):
         await etcd.put(etcd_prefix + key, b"1")
     async with cached(behind_proxy, etcd_prefix) as cache:
-        await wait_for(lambda: cache.connected, timeout=10)
+        await wait_for(lambda: cache.connected, timeout=60)
         behind_proxy.newest = etcd.newest  # type: ignore[method-assign]
         for change in (
             [put(etcd_prefix + "a", b"2")],
@@ -151,7 +151,7 @@ async def test_after_a_compaction_it_lists_again_and_subscribers_get_the_differe
     for key in ("changed", "deleted", "same"):
         await etcd.put(etcd_prefix + key, b"1")
     async with cached(behind_proxy, etcd_prefix) as cache, cache.subscribe() as changes:
-        await wait_for(lambda: cache.connected, timeout=10)
+        await wait_for(lambda: cache.connected, timeout=60)
         deleted = cache.get(etcd_prefix + "deleted")
         await proxy.cut()
         changed = await etcd.put(etcd_prefix + "changed", b"2")
@@ -199,7 +199,7 @@ async def test_it_starts_before_etcd_does(own_server: EtcdServer, own_etcd: Etcd
     async with Etcd.open(own_server.config(timeout_seconds=0.5)) as etcd:
         cache = PrefixCache(etcd, etcd_prefix, decode)
         starting = asyncio.create_task(cache.__aenter__())
-        await wait_for(lambda: cache.last_error, timeout=10)
+        await wait_for(lambda: cache.last_error, timeout=60)
         own_server.start()
         await starting
         assert len(cache) == 1
@@ -232,7 +232,7 @@ async def test_a_record_that_cannot_be_decoded_is_left_out_named_and_comes_back_
         # The count behind `wait_revision` knows about them.
         await cache.wait_revision(await etcd.put("/elsewhere" + etcd_prefix, b""), 10)
         await etcd.delete(etcd_prefix + "good")
-        await wait_for(lambda: not cache.undecodable, timeout=10)
+        await wait_for(lambda: not cache.undecodable, timeout=60)
 
 
 async def test_closing_the_cache_ends_its_subscribers(etcd: Etcd, etcd_prefix: str) -> None:
@@ -251,7 +251,7 @@ async def test_closing_the_cache_ends_its_subscribers(etcd: Etcd, etcd_prefix: s
 
 async def test_many_subscribers_cost_etcd_one_watch(own_server: EtcdServer, own_etcd: Etcd) -> None:
     async with cached(own_etcd, "/p/") as cache:
-        await wait_for(lambda: cache.connected, timeout=10)
+        await wait_for(lambda: cache.connected, timeout=60)
         subscriptions = [cache.subscribe() for _ in range(50)]
         await own_etcd.put("/p/k", b"1")
         async with asyncio.timeout(10):

@@ -85,16 +85,16 @@ async def test_the_raft_leader_is_killed_under_writes_reads_and_a_watch(
                 events.extend(batch.events)
 
     tasks = [asyncio.create_task(one()) for one in (write, read, watch)]
-    await wait_for(lambda: len(acknowledged) > 100, timeout=20)
+    await wait_for(lambda: len(acknowledged) > 100, timeout=60)
     cluster.leader().kill()
     before = len(acknowledged)
     await wait_for(
-        lambda: len(acknowledged) > before + 200, timeout=30, last_status=lambda: len(acknowledged)
+        lambda: len(acknowledged) > before + 200, timeout=60, last_status=lambda: len(acknowledged)
     )
     stop.set()
     await asyncio.gather(*tasks[:2])
     last = await clustered.put(etcd_prefix + "end", b"")
-    await wait_for(lambda: events[-1].kv.mod_revision == last, timeout=20)
+    await wait_for(lambda: events[-1].kv.mod_revision == last, timeout=60)
     tasks[2].cancel()
 
     assert read_errors == []
@@ -145,7 +145,7 @@ async def test_without_a_majority_nothing_is_written_and_it_is_said_soon(
     for member in followers:
         member.kill()
     # The survivor steps down within its election timeout; from then on it refuses at once, definitely.
-    await wait_for(lambda: not leader.is_leader(), timeout=20)
+    await wait_for(lambda: not leader.is_leader(), timeout=60)
 
     async def refused_for_good() -> bool:
         try:
@@ -156,12 +156,12 @@ async def test_without_a_majority_nothing_is_written_and_it_is_said_soon(
             return True
         raise AssertionError("written without a majority")
 
-    await wait_for(refused_for_good, timeout=20)
+    await wait_for(refused_for_good, timeout=60)
     with pytest.raises(Unavailable):
         await clustered.get(etcd_prefix + "k")
     for member in followers:
         member.launch()
-    seen = await wait_for(lambda: clustered.get(etcd_prefix + "k"), timeout=30, ignoring=(Unavailable,))
+    seen = await wait_for(lambda: clustered.get(etcd_prefix + "k"), timeout=60, ignoring=(Unavailable,))
     # Late or never; once at most.
     assert seen.version <= 2
 
@@ -184,7 +184,7 @@ async def test_a_watch_leaves_a_member_that_was_cut_off_from_the_others(
         for member in others:
             member.pause()
         await wait_for(
-            lambda: "no leader" in watch.last_error, timeout=20, last_status=lambda: watch.last_error
+            lambda: "no leader" in watch.last_error, timeout=60, last_status=lambda: watch.last_error
         )
         for member in others:
             member.resume()
@@ -200,7 +200,7 @@ async def test_a_leadership_survives_the_death_of_the_raft_leader(
         leadership = await election.campaign()
         cluster.leader().kill()
         kept_after = time.monotonic() + 9.0
-        await wait_for(lambda: leadership.valid_until > kept_after, timeout=20)
+        await wait_for(lambda: leadership.valid_until > kept_after, timeout=60)
         key = etcd_prefix + "k"
         result = await leadership.txn(
             compare=[mod_is(key, 0)], success=[put(key, b"")], witness=key, timeout=15

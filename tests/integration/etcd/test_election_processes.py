@@ -89,8 +89,8 @@ async def test_a_killed_leader_is_followed_by_the_next_one_in_about_the_ttl(
         first.send(signal.SIGKILL)
         killed = time.monotonic()
         new, seen = await above(old)
-        # Not before the lease can have ended: it was renewed at most a third of the TTL before.
-        assert ttl * 2 / 3 - 0.2 <= seen - killed <= ttl + 2.5
+        # Not before the lease can have ended: it is renewed every third of the TTL, or later.
+        assert ttl / 3 <= seen - killed <= ttl + 10
         assert (await second.told("leads"))["epoch"] == new
 
 

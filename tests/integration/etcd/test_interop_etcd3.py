@@ -125,6 +125,6 @@ async def test_a_key_under_its_lease_vanishes_from_remudas_cache(
     async with PrefixCache(etcd, etcd_prefix, lambda kv: kv.value) as cache:
         lease = await in_thread(etcd3.lease, 600)
         await in_thread(etcd3.put, etcd_prefix + "k", b"v", lease)
-        await wait_for(lambda: len(cache) == 1, timeout=10)
+        await wait_for(lambda: len(cache) == 1, timeout=60)
         await in_thread(lease.revoke)
-        await wait_for(lambda: len(cache) == 0, timeout=10)
+        await wait_for(lambda: len(cache) == 0, timeout=60)

@@ -74,7 +74,7 @@ async def test_a_grant_whose_answer_was_lost_is_repeated_and_leaks_no_lease(
     async def arrived() -> bool:
         return await etcd.leases() > before
 
-    await wait_for(arrived, timeout=10)
+    await wait_for(arrived, timeout=60)
     await proxy.cut()
     await proxy.restore()
     lease_id, _ = await granting
@@ -103,15 +103,15 @@ async def test_validity_counts_from_before_the_keep_alive_was_sent(
     """Whatever the network's delay: the lease must never end in etcd before the keeper believes it does."""
     keeper = await keep(behind_proxy, 3, Losses())
     first = keeper.valid_until
-    await wait_for(lambda: keeper.valid_until > first, timeout=10)
+    await wait_for(lambda: keeper.valid_until > first, timeout=60)
     second = keeper.valid_until
     proxy.freeze_answers()
     frozen_at = time.monotonic()
-    await wait_for(lambda: proxy.last_request_at > frozen_at, timeout=10)
+    await wait_for(lambda: proxy.last_request_at > frozen_at, timeout=60)
     arrived_at = proxy.last_request_at
     await asyncio.sleep(0.4)
     await proxy.restore()
-    await wait_for(lambda: keeper.valid_until > second, timeout=10)
+    await wait_for(lambda: keeper.valid_until > second, timeout=60)
     assert keeper.valid_until <= arrived_at + keeper.ttl_seconds
     await end(keeper)
     await etcd.revoke_lease(keeper.lease_id)
@@ -122,9 +122,9 @@ async def test_a_keeper_that_hears_nothing_gives_up_although_the_lease_still_liv
 ) -> None:
     losses = Losses()
     keeper = await keep(behind_proxy, 2, losses)
-    await wait_for(lambda: proxy.connections >= 2, timeout=10)
+    await wait_for(lambda: proxy.connections >= 2, timeout=60)
     proxy.freeze_answers()
-    await wait_for(lambda: losses.reasons, timeout=10)
+    await wait_for(lambda: losses.reasons, timeout=60)
     assert time.monotonic() >= keeper.valid_until
     assert keeper.lost
     assert "no keep-alive in 2 s: DEADLINE_EXCEEDED" in losses.reasons[0]
@@ -138,7 +138,7 @@ async def test_a_revoked_lease_is_noticed_at_the_next_keep_alive(etcd: Etcd) -> 
     losses = Losses()
     keeper = await keep(etcd, 1, losses)
     await etcd.revoke_lease(keeper.lease_id)
-    await wait_for(lambda: losses.reasons, timeout=10)
+    await wait_for(lambda: losses.reasons, timeout=60)
     assert losses.reasons == ["etcd says that it is gone"]
     assert losses.threads == [f"lease-{keeper.lease_id:x}"]
     await end(keeper)
@@ -152,7 +152,7 @@ async def test_a_restart_of_etcd_shorter_than_the_ttl_does_not_lose_the_lease(
     await own_etcd.put("/k", b"", lease=keeper.lease_id)
     own_server.restart()
     kept_after = time.monotonic() + keeper.ttl_seconds
-    await wait_for(lambda: keeper.valid_until > kept_after, timeout=10)
+    await wait_for(lambda: keeper.valid_until > kept_after, timeout=60)
     assert losses.reasons == []
     assert await own_etcd.get("/k") is not None
     await end(keeper)
@@ -164,9 +164,9 @@ async def test_without_etcd_the_lease_is_lost_when_its_ttl_is_over_and_not_befor
     losses = Losses()
     keeper = await keep(own_etcd, 1, losses)
     own_server.kill()
-    await wait_for(lambda: losses.reasons, timeout=10)
+    await wait_for(lambda: losses.reasons, timeout=60)
     late = time.monotonic() - keeper.valid_until
-    assert 0 <= late < 0.5
+    assert 0 <= late < 5
     await end(keeper)
 
 

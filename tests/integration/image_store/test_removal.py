@@ -126,7 +126,7 @@ async def test_removal_waits_for_whoever_holds_the_lock(cloud: Cloud) -> None:
     async def a_remover_waits() -> bool:
         return len(await cloud.etcd.leases()) >= 2
 
-    await wait_for(a_remover_waits, timeout=10)
+    await wait_for(a_remover_waits, timeout=60)
     assert len(cloud.blobs("chunks")) == 1
     await holder.resign()
     await cloud.wait_gone(sample)
@@ -150,7 +150,7 @@ async def test_who_has_lost_the_lock_removes_nothing_more(cloud: Cloud) -> None:
                 return error
             return None
 
-        assert (await wait_for(refusal, timeout=10)).reason is Reason.STORE_UNAVAILABLE
+        assert (await wait_for(refusal, timeout=60)).reason is Reason.STORE_UNAVAILABLE
         with pytest.raises(Changed):
             await records.remove(found, compare=[lock.fence])
     assert await cloud.record(sample) is not None

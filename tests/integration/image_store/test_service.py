@@ -37,7 +37,7 @@ async def test_an_upload_whose_replica_is_killed_goes_on_at_another_one(cloud: C
     async def two_parts_are_safe() -> bool:
         return await one.committed(sample) >= 2 * PART_BYTES
 
-    await wait_for(two_parts_are_safe, timeout=20)
+    await wait_for(two_parts_are_safe, timeout=60)
     first.process.send_signal(signal.SIGKILL)
     with pytest.raises(grpc.aio.AioRpcError):
         await call
@@ -84,7 +84,7 @@ async def test_it_says_what_it_holds_and_that_it_is_well(cloud: Cloud) -> None:
             and 0 < sizes["free"] < sizes["capacity"]
         )
 
-    await wait_for(counted, timeout=20, ignoring=(KeyError,))
+    await wait_for(counted, timeout=60, ignoring=(KeyError,))
     async with grpc.aio.insecure_channel(address) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",

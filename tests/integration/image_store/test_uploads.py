@@ -165,7 +165,7 @@ async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(clou
         record = await cloud.record(sample)
         return record is not None and record.state == Image.STATE_PENDING
 
-    await wait_for(pending, timeout=20)
+    await wait_for(pending, timeout=60)
     for path in (cloud.directory / "backend/chunks").rglob("*/*"):
         path.unlink()
     for path in (cloud.directory / "backend/manifests").rglob("*/*"):
@@ -385,7 +385,7 @@ async def test_an_image_that_is_deleted_during_its_import_does_not_become_active
         record = await cloud.record(sample)
         return record is not None and record.state == Image.STATE_PENDING
 
-    await wait_for(pending, timeout=20)
+    await wait_for(pending, timeout=60)
     await cloud.delete(sample)
     await sweeper.resign()
     with pytest.raises(grpc.aio.AioRpcError) as caught:

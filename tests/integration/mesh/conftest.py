@@ -45,8 +45,8 @@ OF_INSTANCES = (
     *("instances/", "instance_names/", "instance_status/", "claims/", "ports/", "macs/", "events/"),
     *("migrations/", "journals/", "cancels/", "debts/", "image_refs/"),
 )
-READY_SECONDS = 40.0
-DONE_SECONDS = 30.0
+READY_SECONDS = 90.0
+DONE_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
@@ -147,7 +147,7 @@ class Cluster:
         async def reached() -> bool:
             return (await self.get(name)).state == state
 
-        await wait_for(reached, timeout=15.0)
+        await wait_for(reached, timeout=DONE_SECONDS)
 
     async def delete(self, name: str) -> None:
         await self.done(
@@ -254,7 +254,7 @@ class Watched:
             metadata_of(one).progress.percent for one in self.seen if metadata_of(one).HasField("progress")
         ]
 
-    async def until(self, count: int = 1, *, timeout: float = 15.0) -> None:
+    async def until(self, count: int = 1, *, timeout: float = DONE_SECONDS) -> None:
         """So many migration progresses have come."""
         await wait_for(
             lambda: len(self.migrations) >= count,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from remuda_agent.hypervisor import EventKind
-from remuda_agent.hypervisor.fake import DEFAULT_CAPABILITIES, FakeFabric
+from remuda_agent.hypervisor.fake import DEFAULT_CAPABILITIES, FakeFabric, FakeHypervisor
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.tls import Tls
 from remuda_core.testing.etcd import EtcdServer, free_ports
@@ -236,6 +236,11 @@ class Mesh:
                 fabric.power_button_inside(host, uid)
             case "kill":
                 fabric.kill_qemu(host, uid)
+
+    async def hasten(self, host: str, instance: str) -> None:
+        """The migration away from the host is held up no longer."""
+        source = FakeHypervisor(self._fabric(), host)
+        await source.set_bandwidth(InstanceId(instance), mib_per_second=4000, post_copy=False)
 
     def _fabric(self) -> FakeFabric:
         return FakeFabric(file=self.world)

@@ -152,13 +152,13 @@ async def test_get_list_watch_events_allowed_actions_and_console_show_the_instan
     following = asyncio.create_task(follow())
     try:
         kinds = instance_pb2.WatchInstancesResponse
-        await wait_for(lambda: any(one.kind == kinds.KIND_SYNCED for one in told), timeout=10)
+        await wait_for(lambda: any(one.kind == kinds.KIND_SYNCED for one in told), timeout=60)
         made = await cluster.launch("web", labels={"tier": "front"})
 
         def states() -> list[int]:
             return [one.instance.state for one in told if one.instance.uid == made.uid]
 
-        await wait_for(lambda: states()[-1:] == [RUNNING], timeout=10, last_status=states)
+        await wait_for(lambda: states()[-1:] == [RUNNING], timeout=60, last_status=states)
         assert states()[0] == Instance.STATE_CREATING
         listing = instance_pb2.ListInstancesRequest(parent=PROJECT, filter="state = RUNNING")
         (listed,) = (await cluster.alice.instances.ListInstances(listing)).instances
@@ -176,7 +176,7 @@ async def test_get_list_watch_events_allowed_actions_and_console_show_the_instan
         )
         assert (output.output, output.truncated) == (b"login: ", True)
         await cluster.delete(made.name)
-        await wait_for(lambda: told[-1].kind == kinds.KIND_DELETE, timeout=10, last_status=states)
+        await wait_for(lambda: told[-1].kind == kinds.KIND_DELETE, timeout=60, last_status=states)
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

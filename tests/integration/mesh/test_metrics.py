@@ -40,7 +40,7 @@ async def scrape_with(
         seen.update(samples)
         return all(seen.get(sample) == value for sample, value in expected.items())
 
-    await wait_for(shown, timeout=10, last_status=lambda: {sample: seen.get(sample) for sample in expected})
+    await wait_for(shown, timeout=60, last_status=lambda: {sample: seen.get(sample) for sample in expected})
     return seen
 
 
@@ -58,11 +58,11 @@ async def test_the_leader_shows_hosts_instances_and_what_it_did_and_the_standby_
         key("remuda_host_memory_bytes", host="alpha", kind="allocated"): GUEST_MIB * MIB,
         key("remuda_instances", host="alpha", state="running"): 1,
     }
-    after = await scrape_with(cluster, leader, gauges)
+    # Counted once the end is on record, where the client may see it first.
     ended = key("remuda_operations_ended_total", action="CreateInstance", result="done", reason="")
-    assert after[ended] == before.get(ended, 0) + 1
     placed = key("remuda_schedule_seconds_count")
-    assert after[placed] == before.get(placed, 0) + 1
+    counts = {counter: before.get(counter, 0) + 1 for counter in (ended, placed)}
+    await scrape_with(cluster, leader, gauges | counts)
     idle = await scrape(cluster, standby)
     assert idle[key("remuda_leader")] == 0
     assert not [name for name, _ in idle if name in ("remuda_host_state", "remuda_instances")]
@@ -71,7 +71,7 @@ async def test_the_leader_shows_hosts_instances_and_what_it_did_and_the_standby_
 async def test_a_running_migration_has_gauges_that_go_when_it_ends(cluster: Cluster) -> None:
     leader = await cluster.leader()
     made = await cluster.launch("web", host="alpha", pool="shared")
-    watched = cluster.watch(await cluster.migrate(made.name, "beta", bandwidth_mib_s=16))
+    watched = cluster.watch(await cluster.migrate(made.name, "beta", bandwidth_mib_s=2))
     await watched.until(3)
     during = await scrape(cluster, leader)
     assert during[key("remuda_migration_total_bytes", instance=made.uid, kind="memory")] == GUEST_MIB * MIB
@@ -79,14 +79,16 @@ async def test_a_running_migration_has_gauges_that_go_when_it_ends(cluster: Clus
     assert during[key("remuda_operations", action="LiveMigrateInstance", state="running")] == 1
     assert during[key("remuda_operation_oldest_seconds")] > 0
     assert (await scrape(cluster, "alpha"))[key("remuda_agent_jobs", step="guest_moved")] == 1
+    await cluster.mesh.hasten("alpha", made.uid)
     await watched.end()
     running = key("remuda_operations", action="LiveMigrateInstance", state="running")
-    after = await scrape_with(cluster, leader, {running: None})
+    total = key("remuda_migration_total_bytes", instance=made.uid, kind="memory")
+    done = key("remuda_migrations_total", kind="live_shared", result="done", reason="")
+    expected = {running: None, total: None, done: during.get(done, 0) + 1}
+    after = await scrape_with(cluster, leader, expected)
     assert not [labels for name, labels in after if name == "remuda_migration_total_bytes"]
     assert not [labels for name, labels in after if name == "remuda_operations"]
-    done = key("remuda_migrations_total", kind="live_shared", result="done", reason="")
     before = await scrape(cluster, leader)
-    assert after[done] >= 1
     assert after[key("remuda_migration_downtime_seconds_count", kind="live_shared")] >= 1
     assert after[key("remuda_migration_duration_seconds_count", kind="live_shared")] >= 1
     assert before[done] == after[done]
@@ -100,7 +102,7 @@ async def test_agents_say_whether_they_are_attached(cluster: Cluster) -> None:
     async def detached() -> bool:
         return (await scrape(cluster, "alpha"))[key("remuda_agent_attached")] == 0
 
-    await wait_for(detached, timeout=10.0)
+    await wait_for(detached, timeout=60.0)
 
 
 async def test_every_service_answers_its_health_check(cluster: Cluster) -> None:

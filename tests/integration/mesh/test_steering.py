@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     ControlCall = grpc.aio.StreamStreamCall[pb.ControlMigrationRequest, pb.ControlMigrationResponse]
 
 RUNNING = Instance.STATE_RUNNING
-SLOW_MIB_S = 2
-"""A guest of 64 MiB takes half a minute: longer than an election, and than a test would wait."""
-FAST_MIB_S = 16
+SLOW_MIB_S = 1
+"""A guest of 64 MiB takes a minute: longer than an election, and than what is asked meanwhile."""
+FAST_MIB_S = 8
 """Slow enough for the host to see in the job's own figures that it is in force."""
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Steering:

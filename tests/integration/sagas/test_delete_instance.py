@@ -101,7 +101,7 @@ async def test_debts_of_attached_hosts_are_collected_without_being_asked(cluster
     async def paid() -> bool:
         return await cluster.left("debts") == []
 
-    await wait_for(paid, timeout=5)
+    await wait_for(paid, timeout=60)
     await cluster.nothing_is_left()
 
 

@@ -187,7 +187,7 @@ async def test_a_cancel_is_passed_to_the_job_and_the_guest_stays(cluster: Cluste
     instance, operation = await LOCAL.admit(cluster)
     cluster.agents.hosts[cluster.a].migrating = Migrating.UNTIL_CANCELLED
     await cluster.lead()
-    await wait_for(lambda: cluster.agents.jobs_started or None, timeout=5)
+    await wait_for(lambda: cluster.agents.jobs_started or None, timeout=60)
     await cluster.cancel(operation)
     await cluster.done(operation, CANCELLED)
     await LOCAL.undone(cluster, instance)
@@ -198,7 +198,7 @@ async def test_a_new_leader_joins_the_job_that_runs(cluster: Cluster) -> None:
     instance, operation = await LOCAL.admit(cluster)
     cluster.agents.hosts[cluster.a].migrating = Migrating.UNTIL_CANCELLED
     await cluster.lead()
-    await wait_for(lambda: cluster.agents.jobs_started or None, timeout=5)
+    await wait_for(lambda: cluster.agents.jobs_started or None, timeout=60)
     await cluster.close()
     await cluster.lead()
     await cluster.cancel(operation)
@@ -291,7 +291,7 @@ async def test_a_fault_of_ours_stops_the_job_before_the_target_is_cleaned_up(clu
 
     async def broken(run: Any) -> None:
         doing = asyncio.ensure_future(moved.do(run))
-        await wait_for(lambda: cluster.agents.jobs_started or None, timeout=5)
+        await wait_for(lambda: cluster.agents.jobs_started or None, timeout=60)
         doing.cancel()
         await asyncio.gather(doing, return_exceptions=True)
         raise ValueError("a bug")

@@ -39,7 +39,7 @@ async def until_event(cluster: Cluster, instance: InstanceId, kind: str) -> None
     async def there() -> bool:
         return kind in await cluster.events(instance)
 
-    await wait_for(there, timeout=5)
+    await wait_for(there, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ async def job_goes_on_without_its_agents_word(
     cluster.agents.before = lose
     await cluster.lead()
     await asyncio.wait_for(said.wait(), 5)
-    await wait_for(lambda: len(cluster.agents.starts) > 1 or None, timeout=5)
+    await wait_for(lambda: len(cluster.agents.starts) > 1 or None, timeout=60)
     return instance, operation
 
 
@@ -149,10 +149,10 @@ async def test_the_targets_bridges_go_to_the_source_with_the_order_to_move(clust
     cluster.agents.bridges = {"physnet": "br-of-beta"}
     cluster.agents.hosts[cluster.a].migrating = Migrating.UNTIL_CANCELLED
     await cluster.lead()
-    await wait_for(lambda: cluster.agents.starts or None, timeout=5)
+    await wait_for(lambda: cluster.agents.starts or None, timeout=60)
     await cluster.close()
     await cluster.lead()
-    await wait_for(lambda: len(cluster.agents.starts) > 1 or None, timeout=5)
+    await wait_for(lambda: len(cluster.agents.starts) > 1 or None, timeout=60)
     await cluster.cancel(operation)
     await cluster.done(operation, CANCELLED)
     assert {start.target.bridges["physnet"] for start in cluster.agents.starts} == {"br-of-beta"}

@@ -28,7 +28,7 @@ async def split(cluster: Cluster) -> tuple[InstanceId, OperationId]:
     cluster.agents.after = resume
     await cluster.lead()
     await cluster.in_state(operation, OPERATOR)
-    await wait_for(lambda: cluster.domain_on(cluster.b, instance).power == PAUSED, timeout=5)
+    await wait_for(lambda: cluster.domain_on(cluster.b, instance).power == PAUSED, timeout=60)
     cluster.agents.after = nothing
     return instance, operation
 

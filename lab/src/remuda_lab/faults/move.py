@@ -80,6 +80,14 @@ class Move:
         """Until the step is the open one."""
         return self.wait(f"step {name} is open", lambda seen: seen.phase == name, timeout=timeout)
 
+    def wait_step_begun(self, name: str, *, timeout: float = 90.0) -> OperationMetadata:
+        """Until the step is open, or was: one that is short may be over before anybody looks."""
+
+        def begun(seen: OperationMetadata) -> bool:
+            return any(one.name == name for one in seen.steps)
+
+        return self.wait(f"step {name} has begun", begun, timeout=timeout)
+
     def wait_step_done(self, name: str, *, timeout: float = 90.0) -> OperationMetadata:
         def done(seen: OperationMetadata) -> bool:
             return any(one.name == name and one.state == OperationStep.STATE_DONE for one in seen.steps)

@@ -15,8 +15,9 @@ from remuda_lab.waiting import wait_for
 _BARE_ACKNOWLEDGEMENT = 64
 """Bytes of an IPv4 packet: headers with timestamps and one selective acknowledgement."""
 
+_MIB_S = 4
 _NEARLY_THERE_BYTES = 8 << 20
-"""Two seconds at the slow rate: seen in time, and sent before a libvirtd misses another."""
+"""Two seconds at that rate: seen in time, and sent before a libvirtd misses another."""
 _TRIES = 3
 
 
@@ -46,7 +47,7 @@ def arrived_unheard(mesh: Mesh, stage: Scene) -> Iterator[Move]:
     Begun again when the machine was so slow that the source's libvirtd missed the other before the end.
     """
     for _ in range(_TRIES):
-        move = stage.begin()
+        move = stage.begin(bandwidth=_MIB_S)
         move.wait_memory(at_most=_NEARLY_THERE_BYTES)
         stage.struck()
         with unheard(mesh, stage.target):

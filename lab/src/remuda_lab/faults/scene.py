@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from google.longrunning import operations_pb2
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda_core.rpc.status import from_status
+from remuda_core.testing.premise import PremiseLost
 
 from remuda_lab.errors import LabError
 from remuda_lab.faults.copies import CopyWatch
@@ -24,8 +26,8 @@ from remuda_lab.mesh import Guest, Mesh, unpack_metadata
 from remuda_lab.pinger import Pinger
 from remuda_lab.waiting import wait_for
 
-SLOW_MIB_S = 4
-"""The guest's memory takes longer at this rate than anything that is done to its hosts meanwhile."""
+SLOW_MIB_S = 1
+"""The guest's memory takes most of a minute: longer than anything that is done to its hosts meanwhile."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +74,19 @@ class Scene:
         """Before this the operation could only wait: the seconds of the row count from here."""
         self._counted = time.monotonic()
 
+    def too_late(self, move: Move, what: str) -> NoReturn:
+        """The fault came when the guest had moved already: when that is over, the guest can move on.
+
+        Raises PremiseLost; LabError when it did not end well.
+        """
+        ended = move.wait_end()
+        if ended.HasField("error"):
+            raise LabError(f"{what}, but: {ended.error.message}")
+        self.wait_clean(self.target)
+        self.source, self.target = self.target, self.source
+        self._counted = self._since = None
+        raise PremiseLost(what)
+
     # -- judging ---------------------------------------------------------------------------------
 
     def ended(
@@ -97,7 +112,7 @@ class Scene:
             raise LabError(f"{shown} by {judged}, not {result} by {outcome}: {ended.error.message}")
         host = self.source if at == "source" else self.target
         runs = state == Instance.STATE_RUNNING
-        self.guest.wait_record(lambda record: record.state == state and not record.operation, timeout=60)
+        self.guest.wait_record(lambda record: record.state == state and not record.operation, timeout=120)
         if self.guest.host() != host:
             raise LabError(f"the record names {self.guest.host()}, not {host}")
         memory = self._prove_data(kept=memory_kept) if runs else "off"
