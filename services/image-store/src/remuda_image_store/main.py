@@ -27,6 +27,7 @@ from remuda_core.telemetry import logs
 from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
 
+from remuda_image_store.activation import Activation
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content
 from remuda_image_store.handlers.chunks import Chunks
@@ -67,6 +68,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
                 etcd,
                 records,
                 content,
+                Activation(etcd, records, content, holder=holder),
                 holder=holder,
                 scratch=settings.scratch_dir,
                 scratch_bytes=settings.scratch_bytes,
