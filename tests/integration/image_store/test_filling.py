@@ -6,10 +6,9 @@ import pytest
 from remuda.image.v1 import image_pb2, source_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId
-from remuda_core.images.chunks import CHUNK_BYTES, Digest, chunk_digest
-from remuda_core.images.manifest import Manifest
+from remuda_core.images.chunks import CHUNK_BYTES
 from remuda_core.images.upload import ChunkUploader
-from remuda_image_store.testing import Cloud, Sample, noise
+from remuda_image_store.testing import Cloud, Sample, cut, noise
 
 CRASH = source_pb2.ImageSource.CONSISTENCY_CRASH
 
@@ -17,14 +16,6 @@ CRASH = source_pb2.ImageSource.CONSISTENCY_CRASH
 @pytest.fixture
 def host() -> HostId:
     return HostId(str(uuid.uuid4()))
-
-
-def cut(disk: bytes) -> tuple[Manifest, dict[Digest, bytes]]:
-    """The manifest, and its chunks that are not zero."""
-    pieces = [disk[at : at + CHUNK_BYTES] for at in range(0, len(disk), CHUNK_BYTES)]
-    digests = tuple(map(chunk_digest, pieces))
-    chunks = {digest: piece for digest, piece in zip(digests, pieces, strict=True) if digest}
-    return Manifest(virtual_bytes=len(disk), digests=digests), chunks
 
 
 async def based(cloud: Cloud, address: str, disk: bytes) -> Sample:

@@ -181,6 +181,8 @@ class Filling:
         def fail(image: image_pb2.Image) -> None:
             image.state = Image.STATE_FAILED
             image.status_message = message
+            # From an earlier commit: nothing of it is kept for an image that never will be.
+            image.manifest_digest = ""
 
         await self._records.change(found, fail)
         await self._forget(found.id)

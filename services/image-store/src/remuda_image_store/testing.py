@@ -23,6 +23,8 @@ from remuda_core.config import TlsSettings
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, chunk_digest
+from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.channel import open_channel
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
@@ -43,6 +45,14 @@ _SECONDS = 60.0
 def noise(seed: int, length: int) -> bytes:
     """Bytes that do not compress, always the same."""
     return random.Random(seed).randbytes(length)
+
+
+def cut(disk: bytes) -> tuple[Manifest, dict[Digest, bytes]]:
+    """The manifest of a disk, and its chunks that are not zero."""
+    pieces = [disk[at : at + CHUNK_BYTES] for at in range(0, len(disk), CHUNK_BYTES)]
+    digests = tuple(map(chunk_digest, pieces))
+    chunks = {digest: piece for digest, piece in zip(digests, pieces, strict=True) if digest}
+    return Manifest(virtual_bytes=len(disk), digests=digests), chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
