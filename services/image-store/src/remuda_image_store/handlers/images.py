@@ -80,7 +80,7 @@ class Images(image_pb2_grpc.ImageServiceServicer):
         if found.state != Image.STATE_ACTIVE or digest is None:
             raise no_longer(found, "ACTIVE")
         manifest = await self._content.manifest(digest)
-        async for frame in download.frames(manifest, self._content, request.offset):
+        async for frame in download.frames(manifest, self._content, request.offset, request.format):
             self._moved.labels("downloaded").inc(len(frame.data))
             yield frame
 
