@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 
 import pytest
 from remuda.compute.v1 import instance_pb2, snapshot_pb2
@@ -174,3 +175,19 @@ async def test_nobody_makes_an_image_of_an_instance_of_another_project(
     error = await refusal(bob.instances.SnapshotInstance(snapshot(foreign)))
     assert error.reason is Reason.INSTANCE_NOT_FOUND
     assert not await cluster.keys_under("image_usage/")
+
+
+async def test_the_bytes_of_a_snapshot_are_not_a_clients_to_send(alice: Client, launch: Launch) -> None:
+    instance = await launch("web")
+    operation = await alice.instances.SnapshotInstance(snapshot(instance.name))
+    image = metadata_of(operation).image
+
+    async def frames() -> AsyncIterator[image_pb2.UploadImageRequest]:
+        yield image_pb2.UploadImageRequest(name=image, data=b"x")
+
+    async def upload() -> object:
+        return await alice.images.UploadImage(frames())
+
+    for call in (upload(), alice.images.GetUpload(image_pb2.GetUploadRequest(name=image))):
+        error = await refusal(call)
+        assert (error.reason, error.metadata["operation"]) == (Reason.STATE_FORBIDS_ACTION, operation.name)

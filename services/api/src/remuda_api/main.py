@@ -31,6 +31,7 @@ from remuda_core.telemetry.metrics import Metrics
 
 from remuda_api.admission.flavors import FlavorAdmission
 from remuda_api.admission.hosts import HostAdmission
+from remuda_api.admission.image_updates import ImageUpdates
 from remuda_api.admission.images import ImageAdmission
 from remuda_api.admission.instances import InstanceAdmission
 from remuda_api.admission.mutations import Mutations
@@ -176,6 +177,7 @@ def _services(
         reads=reads,
         pager=Pager(CacheViews(etcd, caches.images, image_pb2.ImageRecord)),
         admission=ImageAdmission(mutations, resolver),
+        updates=ImageUpdates(mutations, resolver),
         stores=stores,
     )
     return (

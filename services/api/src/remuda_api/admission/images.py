@@ -6,11 +6,12 @@ from google.protobuf.empty_pb2 import Empty
 from remuda.image.v1 import image_pb2 as public
 from remuda.store.v1 import image_pb2 as records
 from remuda_core import names
-from remuda_core.errors import Reason, RemudaError, not_found
+from remuda_core.errors import Reason, RemudaError, invalid_argument, not_found
 from remuda_core.etcd import ops
 from remuda_core.ids import ImageId
 
 from remuda_api.admission.etags import check_etag
+from remuda_api.admission.image_updates import check_sharing
 from remuda_api.admission.mutations import Answer, Mutations, Plan
 from remuda_api.admission.new_images import plan_image
 from remuda_api.admission.operations import now
@@ -27,6 +28,7 @@ _GIVEN = (
     "min_memory_mib",
     "architecture",
     "guest_agent",
+    "rescue",
 )
 
 
@@ -39,10 +41,14 @@ class ImageAdmission:
     async def create(self, call: Call, request: public.CreateImageRequest) -> Answer[public.Image]:
         project = names.parse_project(request.parent)
         check_display_name(request.image.display_name, "image.display_name")
+        _check_file(request.image)
+        check_sharing(request.image)
         image = ImageId(str(uuid.uuid4()))
         record = records.ImageRecord(id=image, project=project)
         for field in _GIVEN:
             setattr(record.image, field, getattr(request.image, field))
+        record.image.visibility = request.image.visibility or public.Image.VISIBILITY_PRIVATE
+        record.image.shared_with.extend(sorted(set(request.image.shared_with)))
         record.image.state = public.Image.STATE_UPLOADING
         record.image.create_time.CopyFrom(now())
         if record.image.format == public.Image.FORMAT_RAW:
@@ -89,3 +95,11 @@ class ImageAdmission:
             )
 
         return await self._mutations.run(call, attempt, Empty)
+
+
+def _check_file(image: public.Image) -> None:
+    """Raises RemudaError INVALID_ARGUMENT."""
+    if not image.format:
+        raise invalid_argument("image.format", "is required")
+    if not image.file_bytes:
+        raise invalid_argument("image.file_bytes", "is required: how large the file is")
