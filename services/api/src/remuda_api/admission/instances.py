@@ -236,6 +236,7 @@ def _instance_record(
         requested_pool=wanted.pool,
         intent=public.Instance.INTENT_RUNNING,
         create_time=now(),
+        architecture=image.architecture,
     )
 
 
