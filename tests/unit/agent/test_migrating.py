@@ -114,7 +114,7 @@ async def test_a_guest_paused_for_the_migration_goes_on_when_that_fails(source: 
         view = await source.view()
         return view is not None and view.power_state == "PAUSED"
 
-    await wait_for(paused, timeout=5)
+    await wait_for(paused, timeout=60)
     await FakeHypervisor(source.fabric, "b").destroy(INSTANCE)
     with pytest.raises(RemudaError):
         await job.result()
@@ -214,7 +214,7 @@ async def test_silence_of_the_target_is_bounded_although_nothing_else_is_answere
     await source.until_job()
     gate = source.fabric.faults["a"].hang("job_stats")
     before = len(bounded)
-    await wait_for(lambda: len(bounded) > before + 2, timeout=10)
+    await wait_for(lambda: len(bounded) > before + 2, timeout=60)
     assert set(bounded) == {"b"}
     gate.set()
     job.stop.set()
