@@ -183,9 +183,9 @@ def _move(
     words += ["--bandwidth", str(bandwidth)] if bandwidth else []
     before = Before.of(guest)
     with Pinger(mesh.lab.fabric().init, guest.address, interval=0.02) as pinger:
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         tell.run(mesh.cli(), *words)
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         report = pinger.report()
     for line in check_moved(mesh, guest, before, source=source, target=to, pool=pool):
         tell.say(line)
@@ -218,7 +218,7 @@ def _first_measurement(mesh: Mesh) -> dict[str, float]:
     wait_for(
         f"Prometheus scrapes {expected} targets",
         lambda: query(mesh.lab.fabric().init, addresses.PROMETHEUS, "sum(up)")[0][1] == expected,
-        timeout=60,
+        timeout=120,
         interval=0.2,
         status=lambda: query(mesh.lab.fabric().init, addresses.PROMETHEUS, "up == 0"),
     )
@@ -231,7 +231,7 @@ def _show_metrics(mesh: Mesh, tell: Narrator, before: dict[str, float]) -> None:
     now = wait_for(
         "Prometheus has seen both migrations",
         lambda: after if (after := _measure(mesh))[wanted] == 2 else None,
-        timeout=30,
+        timeout=120,
         interval=0.2,
         status=lambda: _measure(mesh),
     )

@@ -97,7 +97,7 @@ class Pinger:
     """Pings ``address`` each ``interval`` seconds from the network of ``init`` while it is entered.
 
     with Pinger(fabric.init, address) as pinger:
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         ...
         print(pinger.report())
     """

@@ -91,7 +91,7 @@ async def running_host(
     stop = asyncio.Event()
     serving = asyncio.create_task(serve_host(settings, FakeHypervisor(fabric, name), stop))
     async with open_channel(settings.listen, None, insecure_identity="service/scheduler") as channel:
-        await asyncio.wait_for(channel.channel_ready(), 10)
+        await asyncio.wait_for(channel.channel_ready(), 60)
         yield Host(name=name, id=settings.host_uuid, channel=channel, directory=directory)
     stop.set()
     await serving
@@ -312,13 +312,18 @@ async def test_the_first_order_after_a_restart_finds_the_job_that_still_runs(
             await prepare_incoming(target)
             fabric.timings = FakeTimings(migrate_memory=0.8)
             call = MigrationServiceStub(source.channel).Migrate()
-            await call.write(migration(source, target))
+            slow = migration(source, target)
+            slow.start.policy.bandwidth_mib_s = 1
+            slow.start.shared_disks = True
+            await call.write(slow)
             await wait_for(lambda: FakeHypervisor(fabric, "a").job_stats(InstanceId(INSTANCE)), timeout=60)
         async with running_host("a", fabric, tmp_path / "a") as source:
             observed = await source.agent.ObserveInstance(pb.ObserveInstanceRequest(instance_id=INSTANCE))
             assert observed.observed.job == ObservedInstance.JOB_MIGRATION_OUT
             again = MigrationServiceStub(source.channel).Migrate()
-            await again.write(migration(source, target))
+            await again.write(slow)
+            let_go = FakeHypervisor(fabric, "a").set_bandwidth
+            await let_go(InstanceId(INSTANCE), mib_per_second=4000, post_copy=False)
             messages = [message async for message in again]
             assert messages[0].accepted.joined
             assert messages[-1].ended.status.code == 0

@@ -34,7 +34,7 @@ from tests.contract.agent.test_agent_rpcs import (
 if TYPE_CHECKING:
     Call = grpc.aio.StreamStreamCall[pb.MigrateRequest, pb.MigrateResponse]
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class Stream:

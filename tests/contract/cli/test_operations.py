@@ -164,7 +164,7 @@ def test_a_busy_instance_is_exit_code_4_and_names_the_operation_that_holds_it(ga
 
 def test_a_timeout_ends_the_waiting_with_124_and_not_the_operation(gateway: Any) -> None:
     gateway.state.watches = [[operation()]]
-    ended = gateway.run("instance", "live-migrate", "web-1", "--timeout", "500ms")
+    ended = gateway.run("instance", "live-migrate", "web-1", "--timeout", "2s")
     assert ended.code == 124
     assert f"operations/{OPERATION} goes on" in ended.err
     assert f"try: remuda operation watch {OPERATION}" in ended.err
@@ -182,12 +182,12 @@ def test_ctrl_c_ends_the_waiting_with_130_and_says_how_to_attach_again(gateway: 
         # A suite that was started in the background ignores it, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not gateway.state.asked("WatchOperation"):
         assert time.monotonic() < deadline, f"it never watched; it asked {gateway.state.requests}"
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
     assert "goes on" in err

@@ -81,7 +81,7 @@ def test_events_show_host_names_and_milliseconds(gateway: Any) -> None:
 
 def test_the_console_log_is_printed_byte_for_byte(gateway: Any) -> None:
     command = [sys.executable, "-m", "remuda_cli", "instance", "console-log", "web-1"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=90)
     assert done.stdout == b"login: \xff\r\n"
     assert b"--bytes for more" in done.stderr
 

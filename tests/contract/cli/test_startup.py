@@ -16,7 +16,7 @@ def test_help_loads_neither_grpc_nor_rich_nor_protobuf() -> None:
         "print(heavy, file=sys.stderr); sys.exit(code or len(heavy))"
     )
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
     assert "--max-downtime" in done.stdout
 
@@ -28,7 +28,7 @@ def test_the_shell_gets_names_from_the_server(gateway: Any) -> None:
         "COMP_WORDS": "remuda instance show w",
         "COMP_CWORD": "3",
     }
-    done = subprocess.run([REMUDA], env=environ, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([REMUDA], env=environ, capture_output=True, text=True, timeout=90, check=False)
     assert done.stdout.split() == ["web-1", "worker"], done.stderr
     assert len(gateway.state.asked("ListInstances")) == 1
 
@@ -38,7 +38,7 @@ def test_a_reader_that_goes_away_is_no_error(gateway: Any) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [REMUDA, "flavor", "list"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        [REMUDA, "flavor", "list"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=90, check=False
     )
     os.close(write)
     assert done.stderr == ""
@@ -61,7 +61,7 @@ def test_a_terminal_is_redrawn_in_place_and_keeps_the_last_picture(gateway: Any)
         stdin=follower,
         stdout=subprocess.PIPE,
         stderr=follower,
-        timeout=30,
+        timeout=90,
         check=False,
         env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
     )

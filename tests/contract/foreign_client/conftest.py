@@ -78,7 +78,7 @@ async def gateway(started: GatewayProcess) -> AsyncIterator[GatewayProcess]:
     pair = started.certificate(user_identity("probe", []))
     async with started.channel(pair) as channel:
         await wait_for(
-            lambda: asyncio.wait_for(_ready(channel), 5),
+            lambda: asyncio.wait_for(_ready(channel), 60),
             timeout=START_SECONDS,
             last_status=started.log,
             ignoring=(TimeoutError,),

@@ -18,7 +18,7 @@ def test_the_agent_of_the_source_is_killed_and_takes_up_the_job_again(mesh: Mesh
     move.wait_memory()
     stage.struck()
     mesh.cluster.restart(stage.source)
-    wait_for("the leader joins the job again", lambda: "JOIN" in move.outcomes(), timeout=60)
+    wait_for("the leader joins the job again", lambda: "JOIN" in move.outcomes(), timeout=120)
     move.hasten()
     stage.ended(move, result="DONE", outcome="MOVED", at="target")
 
@@ -32,7 +32,7 @@ def test_the_agent_of_the_target_is_killed_and_finds_the_guest_when_it_is_back(
     stage.struck()
     mesh.cluster.kill(stage.target)
     move.hasten()
-    wait_for("the guest has arrived", lambda: "running" in mesh.domains(stage.target).values(), timeout=60)
+    wait_for("the guest has arrived", lambda: "running" in mesh.domains(stage.target).values(), timeout=120)
     mesh.cluster.start(stage.target)
     stage.ended(move, result="DONE", outcome="MOVED", at="target")
 

@@ -70,7 +70,7 @@ def test_a_source_that_stands_still_is_not_resumed_while_the_target_is_not_seen(
         mesh.lab.cut(stage.target)
         libvirtd(mesh.lab, stage.source).kill()
         move.wait_state(WAITING_FOR_HOST)
-        wait_for("the source is seen", lambda: paused_and_unseen(move.judgements()[-1].said), timeout=60)
+        wait_for("the source is seen", lambda: paused_and_unseen(move.judgements()[-1].said), timeout=120)
         assert mesh.domains(stage.source) == {stage.guest.uid: "paused"}
     mesh.lab.heal(stage.target)
     stage.repaired()
@@ -83,7 +83,7 @@ def test_two_copies_that_run_are_held_apart_until_an_operator_ends_one(mesh: Mes
         # Unheard, the source's libvirtd lets its guest go on.
         move.wait_state(WAITING_FOR_OPERATOR)
     uid = stage.guest.uid
-    wait_for("the second copy is paused", lambda: mesh.domains(stage.target) == {uid: "paused"}, timeout=60)
+    wait_for("the second copy is paused", lambda: mesh.domains(stage.target) == {uid: "paused"}, timeout=120)
     assert mesh.domains(stage.source) == {uid: "running"}
     events = mesh.cli().json("instance", "events", uid)
     assert "MIGRATION_SPLIT" in [event["type"] for event in events]
@@ -137,7 +137,7 @@ def wait_job_over(mesh: Mesh, host: str) -> None:
     wait_for(
         f"{host} has given its job up",
         lambda: not any(jobs.iterdir()),
-        timeout=90,
+        timeout=120,
         status=lambda: list(jobs.iterdir()),
     )
 

@@ -85,7 +85,7 @@ def in_guest(mesh: Mesh, host: str, guest: Guest, script: str) -> None:
         seen = ask_agent(mesh, host, guest, "guest-exec-status", pid=started["pid"])
         return seen if seen["exited"] else None
 
-    ended = wait_for(f"{script!r} ends in the guest", status, timeout=60, interval=0.2)
+    ended = wait_for(f"{script!r} ends in the guest", status, timeout=120, interval=0.2)
     assert ended["exitcode"] == 0, ended
 
 

@@ -52,8 +52,8 @@ def test_the_leader_is_killed_in_the_memory_phase_and_the_next_one_joins_the_job
         stage.struck()
         seen = len(move.messages)
         assert mesh.leader() != leader
-        wait_for("the next leader follows the job", lambda: "JOIN" in move.outcomes(), timeout=60)
-        wait_for("progress goes on", lambda: len(move.messages) > seen + 1, timeout=60)
+        wait_for("the next leader follows the job", lambda: "JOIN" in move.outcomes(), timeout=120)
+        wait_for("progress goes on", lambda: len(move.messages) > seen + 1, timeout=120)
         move.hasten()
         stage.ended(move, result="DONE", outcome="MOVED", at="target")
     assert mesh.migration_of(move.operation).downtime_ms > 0
@@ -69,7 +69,7 @@ def test_the_leader_is_killed_before_it_knows_that_the_guest_has_arrived(mesh: M
     # target when the source has been silent for some seconds.
     with frozen(mesh.cluster.pid(stage.source)):
         move.hasten()
-        wait_for("the guest runs at the target", lambda: runs(mesh, stage.target), timeout=60)
+        wait_for("the guest runs at the target", lambda: runs(mesh, stage.target), timeout=120)
         with killed(mesh, leader):
             stage.struck()
             in_time = move.open_step() == "guest_moved"
@@ -107,7 +107,7 @@ def test_a_leader_that_stood_still_in_a_destructive_step_is_refused_when_it_goes
             mesh.cluster.start(stage.source)
             move.wait_end()
         stage.ended(move, result="DONE", outcome="MOVED", at="target")
-    wait_for("the old leader has stepped down", lambda: not leads(mesh, leader), timeout=60)
+    wait_for("the old leader has stepped down", lambda: not leads(mesh, leader), timeout=120)
     assert mesh.leader() != leader
     # What it may have had on its way, however late: refused, and after the agents' own restart too.
     for host in (stage.source, stage.target):
@@ -131,7 +131,7 @@ def test_the_api_is_killed_and_the_command_line_goes_on_watching(mesh: Mesh, sta
     )
     command = mesh.cli().start(*words)
     try:
-        operation = wait_for("the move is admitted", lambda: stage.guest.record().operation, timeout=60)
+        operation = wait_for("the move is admitted", lambda: stage.guest.record().operation, timeout=120)
         stage.follow(operation).wait_memory()
         stage.struck()
         mesh.cluster.restart("api")
@@ -139,7 +139,7 @@ def test_the_api_is_killed_and_the_command_line_goes_on_watching(mesh: Mesh, sta
         move.wait_memory()
         move.hasten()
         stage.ended(move, result="DONE", outcome="MOVED", at="target")
-        _, said = command.communicate(timeout=60)
+        _, said = command.communicate(timeout=120)
     finally:
         command.kill()
         command.wait()

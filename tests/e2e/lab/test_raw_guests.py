@@ -40,7 +40,7 @@ def test_block_live_migration_over_tls_keeps_memory_and_disk_going(
     before = guest.view.wait_tick(2)
     guest.make_disks("host2")
     with Pinger(bare_lab.fabric().init, guest.address) as pinger:
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         bare_lab.host("host1").virsh(
             *MIGRATE,
             "--copy-storage-inc",
@@ -49,7 +49,7 @@ def test_block_live_migration_over_tls_keeps_memory_and_disk_going(
             guest.name,
             "qemu+tls://host2/system",
         )
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         report = pinger.report()
     record_property("ping", str(report))
     after = guest.view.wait_tick(before.memory_tick + 2)
@@ -71,10 +71,10 @@ def test_live_migration_on_the_shared_pool_keeps_memory_and_disk_going(
     guest = raw_guest("host1", SHARED_POOL)
     before = guest.view.wait_tick(2)
     with Pinger(bare_lab.fabric().init, guest.address) as pinger:
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         # --unsafe: libvirt cannot know that this directory is the same one on both hosts.
         bare_lab.host("host1").virsh(*MIGRATE, "--unsafe", guest.name, "qemu+tls://host2/system")
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         report = pinger.report()
     record_property("ping", str(report))
     after = guest.view.wait_tick(before.memory_tick + 2)

@@ -29,7 +29,7 @@ def test_a_guest_gets_name_address_and_user_data_from_its_config_drive(mesh: Mes
         status=lambda: guest.view.state(),
     )
     with Pinger(mesh.lab.fabric().init, guest.address, interval=0.05) as pinger:
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
     record = guest.record()
     assert (record.state, record.intent, record.epoch) == (Instance.STATE_RUNNING, Instance.INTENT_RUNNING, 1)
     assert mesh.domains(guest.host()) == {guest.uid: "running"}

@@ -24,10 +24,10 @@ def test_block_migration_moves_memory_and_disk_to_the_named_host(mesh: Mesh) -> 
     guest = mesh.launch("web-1", host="host1")
     before = Before.of(guest)
     with Pinger(mesh.lab.fabric().init, guest.address, interval=0.05) as pinger:
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         operation = mesh.live_migrate(guest, to="host3")
         assert not mesh.wait_done(operation.name).HasField("error")
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         report = pinger.report()
     check_moved(mesh, guest, before, source="host1", target="host3", pool="local")
     record = mesh.migration_of(operation.name)

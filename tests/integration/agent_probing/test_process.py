@@ -96,7 +96,7 @@ async def test_an_agent_that_is_killed_in_the_middle_of_probes_leaves_nothing(tm
     ) as channel:
         probes = ProbeServiceStub(channel)
         with agent.running() as process:
-            await asyncio.wait_for(channel.channel_ready(), 30)
+            await asyncio.wait_for(channel.channel_ready(), 60)
             listening = probes.Listen(pb.ListenRequest(nonce=CONTENT, patience=Duration(seconds=30)))
             place = await listening.read()
             assert isinstance(place, pb.ListenResponse)
@@ -109,7 +109,7 @@ async def test_an_agent_that_is_killed_in_the_middle_of_probes_leaves_nothing(tm
         assert is_free(agent.migration_port)
         assert agent.nonces, "a crash cannot remove it"
         with agent.running():
-            await asyncio.wait_for(channel.channel_ready(), 30)
+            await asyncio.wait_for(channel.channel_ready(), 60)
             await wait_for(lambda: not agent.nonces, timeout=60, last_status=lambda: f"{agent.nonces}")
 
 
@@ -134,7 +134,7 @@ async def test_an_agent_of_a_lab_answers_what_the_file_says(tmp_path: Path, flag
         async with open_channel(
             f"127.0.0.1:{agent.port}", None, insecure_identity="service/scheduler"
         ) as channel:
-            await asyncio.wait_for(channel.channel_ready(), 30)
+            await asyncio.wait_for(channel.channel_ready(), 60)
             request = pb.AssessGuestRequest(guest=pb.GuestFacts(machine_type="pc-q35-7.2"))
             answer = await ProbeServiceStub(channel).AssessGuest(request)
     assert answer.qemu_version == 6_002_000

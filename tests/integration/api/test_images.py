@@ -265,7 +265,7 @@ async def test_a_frame_that_is_too_large_is_refused_with_its_field_and_what_came
     async def at_once() -> AsyncIterator[pb.UploadImageRequest]:
         yield pb.UploadImageRequest(name=made.name, data=bytes(2 * MIB + 1))
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for frames in (later(), at_once()):
             error = await refusal(upload(stores.client, frames))
             assert error.reason is Reason.INVALID_ARGUMENT
@@ -280,7 +280,7 @@ async def test_a_message_beyond_grpcs_limit_is_refused_as_too_large(stores: Stor
         yield pb.UploadImageRequest(name=made.name, data=bytes(MIB))
         yield pb.UploadImageRequest(offset=MIB, data=bytes((64 << 20) + 1))
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         error = await refusal(upload(stores.client, frames()))
     assert error.reason is Reason.REQUEST_TOO_LARGE
 

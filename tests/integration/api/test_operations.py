@@ -147,7 +147,7 @@ class Watcher:
         return await wait_for(reached, timeout=60, last_status=lambda: self.seen[-1:] or self.error)
 
     async def end(self) -> lro.Operation:
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, 60)
         return self.seen[-1]
 
 

@@ -189,7 +189,7 @@ async def test_a_watch_leaves_a_member_that_was_cut_off_from_the_others(
         for member in others:
             member.resume()
         await clustered.put(etcd_prefix + "k", b"")
-        batch = await asyncio.wait_for(reading, 20)
+        batch = await asyncio.wait_for(reading, 60)
         assert [event.kv.key for event in batch.events] == [etcd_prefix + "k"]
 
 

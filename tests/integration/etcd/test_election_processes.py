@@ -28,7 +28,7 @@ class Candidate:
     async def told(self, event: str) -> dict[str, Any]:
         """The next thing it tells, which must be `event`."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             line = await self._process.stdout.readline()
         words: dict[str, Any] = json.loads(line)
         assert words["event"] == event, words
@@ -68,7 +68,7 @@ async def leader_epochs(etcd: Etcd, key: str) -> AsyncIterator[Callable[[int], A
     infos = observe(etcd, key)
 
     async def above(epoch: int) -> tuple[int, float]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for info in infos:
                 if info is not None and info.epoch > epoch:
                     return info.epoch, time.monotonic()

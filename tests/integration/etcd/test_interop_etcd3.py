@@ -62,11 +62,11 @@ async def test_remudas_cache_follows_what_it_writes(etcd: Etcd, etcd3: Any, etcd
         cache.subscribe() as changes,
     ):
         await in_thread(etcd3.put, key, record.SerializeToString())
-        change = await asyncio.wait_for(anext(changes), 10)
+        change = await asyncio.wait_for(anext(changes), 60)
         assert change.new is not None
         assert change.new.value == record
         await in_thread(etcd3.delete, key)
-        assert (await asyncio.wait_for(anext(changes), 10)).new is None
+        assert (await asyncio.wait_for(anext(changes), 60)).new is None
 
 
 async def test_both_swap_one_record_and_each_notices_the_other(

@@ -73,7 +73,7 @@ async def test_a_drain_ends_endless_streams_and_lets_the_others_finish(serve: An
         assert not stopping.done()
         served.seen.release.set()
         assert (await slow).name.endswith("/slow")
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, 60)
 
 
 async def test_what_does_not_finish_in_time_is_cancelled(serve: Any, pki: Any) -> None:
@@ -83,7 +83,7 @@ async def test_what_does_not_finish_in_time_is_cancelled(serve: Any, pki: Any) -
             instance_pb2.GetInstanceRequest(name="projects/demo/instances/slow")
         )
         await served.seen.started.wait()
-        await asyncio.wait_for(served.server.stop(), 5)
+        await asyncio.wait_for(served.server.stop(), 60)
         with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
             await slow
         assert served.code_count(f"{INSTANCES}/GetInstance", "CANCELLED") == 1
@@ -133,14 +133,14 @@ async def test_sigterm_drains_and_ends_the_process_with_success() -> None:
     )
     assert process.stdout is not None
     try:
-        port = int(await asyncio.wait_for(process.stdout.readline(), 20))
+        port = int(await asyncio.wait_for(process.stdout.readline(), 60))
         async with open_channel(f"127.0.0.1:{port}", None) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
             os.kill(process.pid, signal.SIGTERM)
-            rest = await asyncio.wait_for(process.stdout.read(), 20)
+            rest = await asyncio.wait_for(process.stdout.read(), 60)
         assert b"drained" in rest
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:
             process.kill()

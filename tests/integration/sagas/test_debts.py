@@ -196,7 +196,7 @@ async def test_a_payment_that_is_under_way_is_waited_for_and_not_given_twice(clu
     cluster.agents.log.clear()
     assert cluster.term is not None
     paying = asyncio.create_task(cluster.term.engine.pay_debts(cluster.b))
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), 60)
     operation = await stop(cluster, instance)
 
     async def open_step() -> bool:
@@ -401,7 +401,7 @@ async def test_a_second_copy_that_was_paused_is_not_taken_for_a_left_over(cluste
 
     cluster.agents.before = hold
     term = await cluster.lead()
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), 60)
     domain = source.domains[instance]
     domain.power, domain.reason = PAUSED, "user"
     source.come_back()

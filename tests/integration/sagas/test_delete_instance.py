@@ -35,7 +35,7 @@ async def test_it_takes_over_from_a_launch_in_the_middle_of_a_step(cluster: Clus
     cluster.agents.after = hold
     instance, launch = await cluster.launch()
     await cluster.lead()
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), 60)
     delete = await cluster.supersede_with_delete(instance)
     await cluster.done(launch, CANCELLED)
     await cluster.done(delete, DONE)

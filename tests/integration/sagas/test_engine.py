@@ -45,7 +45,7 @@ async def test_every_host_of_an_operation_knows_the_new_leader_before_the_operat
     cluster.agents.before = hang
     _, operation = await cluster.launch()
     await cluster.lead()
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), 60)
     await cluster.close()
 
     host = cluster.agents.hosts[cluster.a]
@@ -74,13 +74,13 @@ async def test_a_leader_whose_term_is_over_cannot_order_anything(cluster: Cluste
     cluster.agents.after = hold
     instance, operation = await cluster.launch()
     old = await cluster.lead()
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), 60)
     # As after a pause of the process: its lease is gone and it does not know.
     await cluster.etcd.delete(cluster.keys.leader)
     new = await cluster.lead()
     await cluster.done(operation, DONE)
     go_on.set()
-    await asyncio.wait_for(asyncio.gather(old.task, return_exceptions=True), 5)
+    await asyncio.wait_for(asyncio.gather(old.task, return_exceptions=True), 60)
     await old.inner.resign()
     assert orders[1:] == [new.leadership.epoch] * (len(orders) - 1)
     assert len(cluster.agents.hosts[cluster.a].domains) == 1

@@ -105,7 +105,7 @@ async def job_goes_on_without_its_agents_word(
 
     cluster.agents.before = lose
     await cluster.lead()
-    await asyncio.wait_for(said.wait(), 5)
+    await asyncio.wait_for(said.wait(), 60)
     await wait_for(lambda: len(cluster.agents.starts) > 1 or None, timeout=60)
     return instance, operation
 
@@ -209,7 +209,7 @@ async def test_a_delete_that_is_cancelled_after_the_move_was_abandoned_for_it_is
     delete = await cluster.supersede_with_delete(instance)
     await until_event(cluster, instance, "MIGRATION_ABANDONED")
     target.come_back()
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), 60)
     assert (await cluster.status(instance)).state == Instance.STATE_DELETING
     await cluster.cancel(delete)
     go_on.set()

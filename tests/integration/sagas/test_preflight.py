@@ -243,7 +243,7 @@ async def test_the_leader_may_die_in_the_middle_of_the_probes(cluster: Cluster) 
 
     setattr(cluster.probes, "assess_guest", hang)  # noqa: B010 - mypy refuses to assign to a method
     await cluster.lead()
-    await asyncio.wait_for(inside.wait(), 10)
+    await asyncio.wait_for(inside.wait(), 60)
     await cluster.close()
     await cluster.lead()
     await cluster.done(operation, DONE)

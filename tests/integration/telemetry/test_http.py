@@ -34,7 +34,7 @@ async def server() -> AsyncIterator[TelemetryServer]:
 async def ask(server: TelemetryServer, data: bytes) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(data)
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     await writer.wait_closed()
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -71,7 +71,7 @@ class Source:
         return await FakeHypervisor(self.fabric, host).view(INSTANCE)
 
     async def until_job(self) -> None:
-        await wait_for(lambda: self.hypervisor.job_stats(INSTANCE), timeout=5)
+        await wait_for(lambda: self.hypervisor.job_stats(INSTANCE), timeout=60)
 
     async def failure(self, request: StartMigration) -> RemudaError:
         job, _ = self.migrations.start_or_join(request)

@@ -52,7 +52,7 @@ class Guest(FakeHypervisor):
         return answer
 
     async def was_asked(self, times: int = 1) -> None:
-        await wait_for(lambda: len(self.asked) >= times, timeout=10, last_status=lambda: self.asked)
+        await wait_for(lambda: len(self.asked) >= times, timeout=60, last_status=lambda: self.asked)
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
-from remuda_agent.hypervisor import CompletedMigration
+from remuda_agent import migrating
+from remuda_agent.hypervisor import CompletedMigration, HypervisorEvent
 from remuda_agent.hypervisor.fake import FakeHypervisor, FakeTimings
 from remuda_agent.hypervisor.model import MigrationRequest, hypervisor_error
 from remuda_agent.migration_parameters import Parameters
@@ -25,6 +28,28 @@ async def test_a_migration_tells_what_was_measured_and_leaves_no_parameters(sour
     assert (ended.downtime_ms, ended.memory_bytes) == (20, 64 << 20)
     assert source.kinds == ["JOB_STARTED", "SOURCE_PAUSED"]
     assert source.left == []
+
+
+async def test_a_switch_over_that_is_told_after_the_call_has_returned_is_noted(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrating, "LATE_EVENT_SECONDS", 30.0)
+    in_time = source.hypervisor.events
+
+    @asynccontextmanager
+    async def late() -> AsyncIterator[AsyncIterator[HypervisorEvent]]:
+        async def delayed() -> AsyncIterator[HypervisorEvent]:
+            async for event in events:
+                await asyncio.sleep(0.05)
+                yield event
+
+        async with in_time() as events:
+            yield delayed()
+
+    monkeypatch.setattr(source.hypervisor, "events", late)
+    job, _ = source.migrations.start_or_join(start())
+    await job.result()
+    assert source.kinds == ["JOB_STARTED", "SOURCE_PAUSED"]
 
 
 async def test_a_leader_that_asks_again_after_the_end_gets_the_same_answer(source: Source) -> None:
@@ -89,7 +114,7 @@ async def test_a_guest_paused_for_the_migration_goes_on_when_that_fails(source: 
         view = await source.view()
         return view is not None and view.power_state == "PAUSED"
 
-    await wait_for(paused, timeout=5)
+    await wait_for(paused, timeout=60)
     await FakeHypervisor(source.fabric, "b").destroy(INSTANCE)
     with pytest.raises(RemudaError):
         await job.result()
@@ -189,7 +214,7 @@ async def test_silence_of_the_target_is_bounded_although_nothing_else_is_answere
     await source.until_job()
     gate = source.fabric.faults["a"].hang("job_stats")
     before = len(bounded)
-    await wait_for(lambda: len(bounded) > before + 2, timeout=10)
+    await wait_for(lambda: len(bounded) > before + 2, timeout=60)
     assert set(bounded) == {"b"}
     gate.set()
     job.stop.set()

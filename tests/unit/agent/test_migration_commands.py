@@ -129,7 +129,7 @@ async def test_a_cap_for_disks_is_deferred_and_is_in_force_once_memory_begins(so
     await begun(source, order(cap=0, shared=False), "DISKS")
     result = await tell(source, bandwidth(3))
     assert (result.effect, result.phase) == (CommandResult.EFFECT_DEFERRED_TO_MEMORY_PHASE, DISKS)
-    await wait_for(lambda: details(source, "COMMAND_APPLIED") or None, timeout=5)
+    await wait_for(lambda: details(source, "COMMAND_APPLIED") or None, timeout=60)
     assert await rate_of(source) == 3
 
 
@@ -196,7 +196,7 @@ async def test_a_pause_is_on_disk_before_the_guest_stands_still(source: Source) 
     gate = source.fabric.faults["a"].hang("pause")
     job = await begun(source, order())
     answer = source.migrations.command(OPERATION, pause())
-    await wait_for(lambda: f"{INSTANCE}.paused" in source.left or None, timeout=5)
+    await wait_for(lambda: f"{INSTANCE}.paused" in source.left or None, timeout=60)
     view = await source.view()
     assert view is not None
     assert (view.power_state, answer.done()) == ("RUNNING", False)
@@ -400,7 +400,7 @@ async def test_a_cap_that_waits_for_memory_survives_the_agent(source: Source) ->
     # As if libvirt had forgotten it with its own restart.
     await source.hypervisor.set_bandwidth(INSTANCE, mib_per_second=50, post_copy=False)
     again = await restarted(source)
-    await wait_for(lambda: details(again, "COMMAND_APPLIED") or None, timeout=5)
+    await wait_for(lambda: details(again, "COMMAND_APPLIED") or None, timeout=60)
     assert await rate_of(again) == 3
 
 
@@ -409,12 +409,12 @@ async def test_a_pause_that_was_noted_and_not_made_is_made_after_a_restart(sourc
     source.fabric.faults["a"].hang("pause")
     await begun(source, order())
     source.migrations.command(OPERATION, pause())
-    await wait_for(lambda: f"{INSTANCE}.paused" in source.left or None, timeout=5)
+    await wait_for(lambda: f"{INSTANCE}.paused" in source.left or None, timeout=60)
     await source.jobs.close(0)
     source.fabric.faults["a"].hang("pause").set()
     again = source.restarted()
     await again.migrations.adopt()
-    await wait_for(lambda: source.left == [] or None, timeout=5)
+    await wait_for(lambda: source.left == [] or None, timeout=60)
     there = await again.view("b")
     assert there is not None
 

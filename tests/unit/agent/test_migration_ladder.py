@@ -61,7 +61,7 @@ async def test_a_restarted_agent_raises_from_where_it_was(
     asked = order(cap=640)
     asked.policy.max_downtime_ms = 400
     source.migrations.start_or_join(asked)
-    await wait_for(lambda: details(source, "DOWNTIME_RAISED") or None, timeout=5)
+    await wait_for(lambda: details(source, "DOWNTIME_RAISED") or None, timeout=60)
     again = await restarted(source)
     await again.migrations.start_or_join(asked)[0].result()
     told = [one.split(";")[0] for one in details(again, "DOWNTIME_RAISED")]

@@ -34,7 +34,7 @@ async def paused_for_it(source: Source, *, timeout: float = 0.3) -> Job:
     """A migration whose guest we have paused, at a moment when libvirt still says "user"."""
     source.fabric.timings = FakeTimings(migrate_memory=NEVER, switch_over=600)
     job, _ = source.migrations.start_or_join(start(timeout=timeout, pause=True))
-    await wait_for(lambda: is_paused(source), timeout=5)
+    await wait_for(lambda: is_paused(source), timeout=60)
     return job
 
 
@@ -201,7 +201,7 @@ async def test_a_migration_that_waits_for_its_turn_and_is_given_up_never_begins(
 ) -> None:
     gate = source.fabric.faults["a"].hang("migrate")
     job, _ = source.migrations.start_or_join(start(timeout=60 if cancel else 0.1, pause=pause))
-    await wait_for(lambda: source.left or None, timeout=5)
+    await wait_for(lambda: source.left or None, timeout=60)
     if cancel:
         job.stop.set()
     with pytest.raises(RemudaError) as given_up:

@@ -317,7 +317,7 @@ async def test_a_guest_that_shut_itself_down_after_its_arrival_is_ours_and_said_
     async def off() -> bool:
         return await target.power() == "SHUTOFF"
 
-    await wait_for(off, timeout=5)
+    await wait_for(off, timeout=60)
     output = await target.run("finish", epoch=2, finish_incoming=pb.FinishIncoming(pool="local"))
     assert output.observed.power_state == Instance.POWER_STATE_SHUTOFF
     owner = read_owner(target.directory)

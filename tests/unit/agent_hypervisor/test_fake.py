@@ -58,7 +58,7 @@ async def started(fabric: FakeFabric) -> tuple[FakeHypervisor, FakeHypervisor]:
 
 async def moving(fabric: FakeFabric, a: FakeHypervisor) -> "asyncio.Task[CompletedMigration]":
     task = asyncio.create_task(a.migrate(MOVE))
-    await wait_for(lambda: a.job_stats(ID), timeout=5)
+    await wait_for(lambda: a.job_stats(ID), timeout=60)
     return task
 
 
@@ -296,7 +296,7 @@ async def test_a_world_in_a_file_is_found_again_with_its_running_job(tmp_path: P
     await a.pause(ID)
     await a.resume(ID)
     task = asyncio.create_task(a.migrate(MOVE))
-    await wait_for(lambda: a.job_stats(ID), timeout=5)
+    await wait_for(lambda: a.job_stats(ID), timeout=60)
     before = await a.view(ID)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -313,7 +313,7 @@ async def test_a_world_in_a_file_is_found_again_with_its_running_job(tmp_path: P
         view = await target.view(ID)
         return view is not None and view.power_state is PowerState.RUNNING
 
-    await wait_for(arrived, timeout=5)
+    await wait_for(arrived, timeout=60)
     assert (await again.completed_stats(ID)) == (await target.completed_stats(ID))
 
 

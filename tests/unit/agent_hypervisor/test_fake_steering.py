@@ -28,7 +28,7 @@ async def endless(fabric: FakeFabric, clock: ManualClock) -> tuple[FakeHyperviso
     a, b = await started(fabric)
     asked = replace(MOVE, bandwidth_mib_s=10, shared_disks=True, allow_post_copy=True)
     fabric_task = asyncio.create_task(a.migrate(asked))
-    await wait_for(lambda: a.job_stats(ID), timeout=5)
+    await wait_for(lambda: a.job_stats(ID), timeout=60)
     assert not fabric_task.done()
     await clock.advance(1)
     return a, b

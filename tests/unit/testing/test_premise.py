@@ -6,6 +6,7 @@ import pytest
 from remuda_core.testing.premise import ATTEMPTS, PremiseLost, set_up_again
 
 
+@pytest.mark.filterwarnings("ignore:.* is set up again")
 def test_a_test_is_run_again_until_its_premise_holds() -> None:
     runs: list[str] = []
 
@@ -29,10 +30,12 @@ async def test_a_coroutine_is_run_again_too() -> None:
         if len(runs) == 1:
             raise PremiseLost("over")
 
-    await scene()
+    with pytest.warns(UserWarning, match="scene is set up again: over"):
+        await scene()
     assert len(runs) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.* is set up again")
 async def test_a_premise_that_never_holds_fails_with_what_was_seen() -> None:
     runs: list[int] = []
 

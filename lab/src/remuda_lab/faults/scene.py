@@ -186,7 +186,7 @@ def scene(
         Pinger(mesh.lab.fabric().init, guest.address, interval=0.05) as pinger,
         CopyWatch(mesh.lab, guest.uid) as copies,
     ):
-        pinger.wait_answer(timeout=30)
+        pinger.wait_answer(timeout=60)
         made = Scene(
             mesh=mesh,
             guest=guest,

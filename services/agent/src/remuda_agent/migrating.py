@@ -50,6 +50,8 @@ _log = structlog.get_logger(__name__)
 _REMEMBERED = 256
 """Migrations whose last word is kept for a leader that asks again."""
 STEERED_SECONDS = 10.0
+LATE_EVENT_SECONDS = 0.5
+"""By which the event of the switch-over may come after the hypervisor's call has returned."""
 BOUND_AGAIN_SECONDS = 1.0
 """QEMU opens a connection for each disk and one for memory, one after the other."""
 _REPEATED = frozenset({"DOWNTIME_RAISED", "COMMAND_APPLIED"})
@@ -296,12 +298,15 @@ class Migrations:
         be over before anybody looks.
         """
 
+        paused = asyncio.Event()
+
         async def note(events: AsyncIterator[HypervisorEvent]) -> None:
             async for event in events:
                 if event.instance_id != start.key.instance_id or event.kind is not EventKind.SUSPENDED:
                     continue
                 if event.detail in ("migrated", "migration", "postcopy"):
                     self._milestone(start, "SOURCE_PAUSED", event.time)
+                    paused.set()
                 if event.detail == "postcopy":
                     steering.post_copy_seen()
 
@@ -309,8 +314,9 @@ class Migrations:
             noting = asyncio.create_task(note(events))
             try:
                 yield
-                # The event of the switch-over may come after the hypervisor's call has returned.
-                await asyncio.wait({noting}, timeout=0.0)
+                # Of a guest that was paused before, none comes.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(paused.wait(), LATE_EVENT_SECONDS)
             finally:
                 noting.cancel()
                 await asyncio.gather(noting, return_exceptions=True)
