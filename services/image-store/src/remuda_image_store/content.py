@@ -11,7 +11,7 @@ from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
 from remuda_image_store import ledger
 from remuda_image_store.blobs import Blob, Blobs
-from remuda_image_store.ledger import UPLOADS, Brought, serialize_brought
+from remuda_image_store.ledger import UPLOADS, Brought
 
 CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
@@ -122,10 +122,11 @@ class Content:
     # --- ledgers of uploads ---
 
     async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
-        await self._put(key, serialize_brought(chunks))
+        """What a host has sent."""
+        await self._put(key, ledger.serialize_brought(chunks))
 
     async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
-        """Chunks of the file from `offset` on, in order."""
+        """Of a raw upload: chunks of the file from `offset` on, in order."""
         await self._put(ledger_key(image, segment, offset), ledger.serialize(digests))
 
     async def delete_ledger(self, image: ImageId, segment: str, offset: int) -> None:
