@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
@@ -11,7 +11,7 @@ from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
 from remuda_image_store import ledger
 from remuda_image_store.blobs import Blob, Blobs
-from remuda_image_store.ledger import UPLOADS
+from remuda_image_store.ledger import UPLOADS, Brought, serialize_brought
 
 CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
@@ -39,6 +39,10 @@ class Content:
             return 0
         blob = await asyncio.to_thread(lambda: pack(encode(data)))
         return len(blob) if await self._put(key, blob) else 0
+
+    async def put_sent(self, digest: Digest, stored: Stored) -> None:
+        """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
+        await self._put(chunk_key(digest), pack(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
@@ -115,7 +119,7 @@ class Content:
     async def delete_parts(self, image: ImageId) -> None:
         await self._blobs.delete([blob.key async for blob in self._blobs.list(f"{UPLOADS}{image}")])
 
-    # --- ledgers of raw uploads ---
+    # --- ledgers of uploads ---
 
     async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
         """Chunks of the file from `offset` on, in order."""
@@ -131,9 +135,12 @@ class Content:
         blobs = [(int(key.rpartition("/")[2], 16), await self._blobs.get(key)) for key in keys]
         return [(offset, ledger.parse(blob)) for offset, blob in blobs]
 
-    async def _put(self, key: str, blob: bytes) -> bool:
+    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
+        await self._put(key, serialize_brought(chunks))
+
+    async def _put(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
         try:
-            return await self._blobs.put(key, blob)
+            return await self._blobs.put(key, blob, blind=blind)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error
