@@ -6,7 +6,16 @@ from collections.abc import Collection, Iterable, Sequence
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
-from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
+from remuda_core.images.chunks import (
+    DamagedChunk,
+    Digest,
+    Stored,
+    decode,
+    digest_of,
+    encode,
+    pack_head,
+    unpack,
+)
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
 from remuda_image_store import ledger
@@ -37,12 +46,13 @@ class Content:
         # Asked first: compressing costs more than asking, and most chunks of a second image are known.
         if await self._blobs.exists(key):
             return 0
-        blob = await asyncio.to_thread(lambda: pack(encode(data)))
-        return len(blob) if await self._put(key, blob) else 0
+        stored = await asyncio.to_thread(encode, data)
+        head = pack_head(stored)
+        return len(head) + len(stored.data) if await self._put(key, stored.data, head=head) else 0
 
     async def put_sent(self, digest: Digest, stored: Stored) -> None:
         """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
-        await self._put(chunk_key(digest), pack(stored), blind=True)
+        await self._put(chunk_key(digest), stored.data, head=pack_head(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
@@ -139,9 +149,9 @@ class Content:
         blobs = [(int(key.rpartition("/")[2], 16), await self._blobs.get(key)) for key in keys]
         return [(offset, ledger.parse(blob)) for offset, blob in blobs]
 
-    async def _put(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
+    async def _put(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         try:
-            return await self._blobs.put(key, blob, blind=blind)
+            return await self._blobs.put(key, blob, head=head, blind=blind)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error
