@@ -126,6 +126,9 @@ async def test_a_shared_image_is_seen_downloaded_and_booted_from_by_the_projects
         upload(bob, nothing_more_than(image)),
     ):
         assert (await refusal(write)).reason is Reason.PERMISSION_DENIED
+    await change(alice, image, visibility=PRIVATE)
+    taken_back = await refusal(download(bob, image))
+    assert taken_back.reason is Reason.IMAGE_NOT_FOUND, "at once, whatever the gateway's caches show"
 
 
 async def caught_up(cluster: Cluster) -> None:
