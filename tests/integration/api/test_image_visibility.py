@@ -111,7 +111,8 @@ async def test_a_shared_image_is_seen_downloaded_and_booted_from_by_the_projects
     found = await get(bob, image)
     assert (found.name, found.display_name, found.virtual_bytes) == (image, "golden", GIB)
     assert (await get(bob, "projects/demo/images/golden")).uid == found.uid
-    assert await download(bob, image) > 0
+    assert await download(bob, "projects/demo/images/golden") > 0
+    assert stores.first.names == [image], "the store is asked by the owner's name, and trusts the gateway"
     assert await seen(bob, "other", include_visible=True) == ["golden"]
     assert await seen(bob, "other") == []
     operation = await bob.instances.CreateInstance(launch_in("other", pieces, "web", image))
@@ -125,6 +126,9 @@ async def test_a_shared_image_is_seen_downloaded_and_booted_from_by_the_projects
         upload(bob, nothing_more_than(image)),
     ):
         assert (await refusal(write)).reason is Reason.PERMISSION_DENIED
+    await change(alice, image, visibility=PRIVATE)
+    taken_back = await refusal(download(bob, image))
+    assert taken_back.reason is Reason.IMAGE_NOT_FOUND, "at once, whatever the gateway's caches show"
 
 
 async def caught_up(cluster: Cluster) -> None:
