@@ -14,6 +14,7 @@ from remuda_cli.commands import (
     instance_check,
     instance_migration,
     instance_reconcile,
+    instance_snapshot,
     instance_views,
     migration,
     migration_commands,
@@ -53,6 +54,7 @@ def build() -> typer.Typer:
     instance_migration.register(instance.app)
     instance_check.register(instance.app)
     instance_reconcile.register(instance.app)
+    instance_snapshot.register(instance.app)
     migration_control.register(migration.app)
     migration_commands.register(migration.app)
     app.add_typer(instance.app, name="instance", help="Virtual machines.")

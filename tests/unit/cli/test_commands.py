@@ -14,7 +14,7 @@ from remuda_core.rpc.status import to_status
 
 NOUNS = {
     "instance": "create launch list show update delete start stop live-migrate check-migration"
-    " actions events console-log watch reconcile",
+    " actions events console-log watch reconcile snapshot",
     "host": "create list show delete cordon uncordon explain-placement sweep",
     "image": "upload list show delete download",
     "flavor": "create list show delete",

@@ -32,6 +32,7 @@ from remuda_api.admission.operations import claim_of, ended, now, pending_operat
 from remuda_api.admission.placement import Explainer, require_a_host
 from remuda_api.admission.requests import Call
 from remuda_api.admission.resolving import Resolver, check_display_name
+from remuda_api.image_visibility import usable_by
 from remuda_api.store.instances import GIB, instance_message
 from remuda_api.store.operations import operation_message
 
@@ -127,6 +128,9 @@ class InstanceAdmission:
             raise not_found(wanted.flavor)
         image_record = image_records.ImageRecord.FromString(image.value) if image else None
         if image is None or image_record is None or image_record.project != image_name.project:
+            raise not_found(wanted.image)
+        if not usable_by(project, image_record):
+            # Not what the caller may see elsewhere: the instance would carry it into this project.
             raise not_found(wanted.image)
         flavor_record = host_pb2.FlavorRecord.FromString(flavor.value)
         _check_image(image_name, image_record.image, flavor_record)
@@ -232,6 +236,7 @@ def _instance_record(
         requested_pool=wanted.pool,
         intent=public.Instance.INTENT_RUNNING,
         create_time=now(),
+        architecture=image.architecture,
     )
 
 
