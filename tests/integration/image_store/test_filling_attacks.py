@@ -355,7 +355,7 @@ async def test_a_zstd_bomb_takes_no_memory(cloud: Cloud, host: HostId) -> None:
 async def test_a_manifest_that_does_not_fit_itself_or_its_chunks_is_refused(mesh: Mesh, host: HostId) -> None:
     blank, chunks = await mesh.cloud.blank(), await mesh.chunks(f"host/{host}")
     grant = mesh.cloud.grant(host, fills=blank)
-    short, full = noise(11, 1000), noise(12, CHUNK_BYTES)
+    short, full = noise(11, 1024), noise(12, CHUNK_BYTES)
     for data in (short, full):
         whole = split(frame(digest_of(data), data, IDENTITY, len(data)))
         await chunks.WriteChunks(iter(frames(grant, blank.id, *whole)))
@@ -374,18 +374,19 @@ async def test_a_manifest_that_does_not_fit_itself_or_its_chunks_is_refused(mesh
         (message(2 * CHUNK_BYTES, fills), wrong),
         (message(CHUNK_BYTES, Digest(b"short")), wrong),
         (message(CHUNK_BYTES, fills, chunk_bytes=CHUNK_BYTES // 2), wrong),
-        (message(CHUNK_BYTES + 1000, ends, ends), wrong),
+        (message(CHUNK_BYTES + 1024, ends, ends), wrong),
         # A chunk that is not as long as its place.
         (message(CHUNK_BYTES, ends), incomplete),
-        (message(CHUNK_BYTES + 999, fills, ends), incomplete),
+        (message(CHUNK_BYTES + 512, fills, ends), incomplete),
+        (message(CHUNK_BYTES + 1000, fills, ends), wrong),
         (message((4 << 40) + CHUNK_BYTES, *[Digest(b"")] * ((1 << 20) + 1)), wrong),
     ]
     before = await mesh.state()
     for manifest, code in cases:
         assert await refusal(chunks.CommitImage(commit(grant, blank.id, manifest))) is code, manifest[:100]
     assert await mesh.state() == before
-    fit = commit(grant, blank.id, message(CHUNK_BYTES + 1000, fills, ends))
-    assert (await chunks.CommitImage(fit)).stored_bytes == CHUNK_BYTES + 1000
+    fit = commit(grant, blank.id, message(CHUNK_BYTES + 1024, fills, ends))
+    assert (await chunks.CommitImage(fit)).stored_bytes == CHUNK_BYTES + 1024
 
 
 async def test_more_bytes_than_the_grant_allows_are_refused_however_they_are_cut(

@@ -36,6 +36,7 @@ _WRITE_SECONDS = 300.0
 # Each of them holds up to 24 MiB.
 _WRITES_AT_ONCE = 32
 _COMMIT_TRIES = 5
+_SECTOR_BYTES = 512
 
 
 class Filling:
@@ -221,6 +222,8 @@ def _parsed(blob: bytes, largest_bytes: int) -> tuple[Manifest, Digest]:
     if manifest.virtual_bytes > largest_bytes:
         raise invalid_argument("manifest", f"a disk of more than the {largest_bytes} bytes allowed here")
     # One digest is one chunk of one length; only the last chunk may be shorter than the others.
+    if manifest.virtual_bytes % _SECTOR_BYTES:
+        raise invalid_argument("manifest", f"a disk whose size is not a multiple of {_SECTOR_BYTES}")
     last = manifest.digests[-1]
     if manifest.virtual_bytes % CHUNK_BYTES and last != HOLE and last in manifest.digests[:-1]:
         raise invalid_argument("manifest", "the last chunk, a shorter one, has the digest of another one")
