@@ -10,6 +10,7 @@ from remuda_cli.commands import (
     flavor,
     host,
     image,
+    image_sharing,
     instance,
     instance_check,
     instance_migration,
@@ -21,6 +22,7 @@ from remuda_cli.commands import (
     migration_control,
     network,
     operation,
+    quota,
 )
 from remuda_cli.exit_codes import MEANINGS, ExitCode
 from remuda_cli.failure import Failure, ReaderGone
@@ -50,6 +52,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(global_options)
+    image_sharing.register(image.app)
     instance_views.register(instance.app)
     instance_migration.register(instance.app)
     instance_check.register(instance.app)
@@ -63,6 +66,7 @@ def build() -> typer.Typer:
     app.add_typer(flavor.app, name="flavor", help="Sizes of instances.")
     app.add_typer(network.app, name="network", help="Bridges and addresses.")
     app.add_typer(migration.app, name="migration", help="Moves of instances.")
+    app.add_typer(quota.app, name="quota", help="What projects may have.")
     app.add_typer(operation.app, name="operation", help="What is going on.")
     return app
 
