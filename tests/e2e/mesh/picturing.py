@@ -146,7 +146,7 @@ def equals_disk(mesh: Mesh, image: str, guest: Guest, place: Path) -> None:
     disk = mesh.directory(guest.host(), guest.uid) / "disk.qcow2"
     # Its base is named by a path of the host.
     overlay = json.loads(qemu_img("info", "-U", "--output=json", str(disk)))
-    base = mesh.lab.paths.host(guest.host()).local_pool / "bases" / Path(overlay["backing-filename"]).name
+    base = mesh.lab.paths.host(guest.host()).local_pool / "base" / Path(overlay["backing-filename"]).name
     assert base.exists(), overlay
     options = {
         "driver": "qcow2",
