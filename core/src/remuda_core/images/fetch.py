@@ -9,12 +9,11 @@ for one image at a time, it is fetched once; whoever comes second waits for the 
 
 import asyncio
 import errno
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 import grpc
@@ -25,13 +24,11 @@ from remuda_core.ids import ImageId
 from remuda_core.images.base_file import BusyPartial, PartialBase, base_path, copy_known
 from remuda_core.images.chunks import DamagedChunk, Digest, Encoding, Stored, decode
 from remuda_core.images.manifest import BadManifest, Manifest, parse
+from remuda_core.images.replicas import Patience, Replicas, Trouble, passing
 from remuda_core.images.threads import to_end
-from remuda_core.rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
     from remuda.image.v1.chunk_pb2_grpc import ChunkServiceAsyncStub
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,19 +36,9 @@ T = TypeVar("T")
 _CHUNKS_PER_CALL = 64
 _STALL_SECONDS = 20.0
 _TRIES = 8
-_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 3.0
 # Whoever surveys the host takes a partial file's lock for a moment, to see whether it is in use.
 _BUSY_TRIES = 20
 _BUSY_PAUSE_SECONDS = 0.1
-_PASSING = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +75,10 @@ class ImageFetcher:
         `tries`: failed ones in a row, without one new chunk, before it is given up. `stall_seconds`: a store
         that sends nothing for so long is left for the next one.
         """
-        if not stores:
-            raise ValueError("no image store to fetch from")
-        self._stores = tuple(stores)
+        self.replicas = Replicas(stores)
         self.owner = owner
         self.tries = tries
         self.stall_seconds = stall_seconds
-        self._preferred = 0
         self._locks: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     async def fetch(
@@ -134,17 +118,6 @@ class ImageFetcher:
             except BusyPartial as error:
                 raise RemudaError(Reason.STORE_UNAVAILABLE, f"another process fetches {error}") from error
 
-    def store(self) -> "ChunkServiceAsyncStub":
-        return self._stores[self._preferred]
-
-    def next_store(self) -> None:
-        self._preferred = (self._preferred + 1) % len(self._stores)
-
-
-class _Trouble(NamedTuple):
-    reason: Reason
-    text: str
-
 
 class _Fetch:
     """One image being fetched."""
@@ -163,7 +136,9 @@ class _Fetch:
         self._on_progress = on_progress
         self._on_manifest = on_manifest
         self._progress = FetchProgress(total_bytes=0, done_bytes=0, received_bytes=0)
-        self._failures = 0
+        self._patience = Patience(
+            fetcher.replicas, f"image {image_id} cannot be fetched", tries=fetcher.tries
+        )
 
     async def run(self, directory: Path, manifest_digest: Digest, known: Sequence[Path]) -> Path:
         manifest = await self._manifest(manifest_digest)
@@ -204,12 +179,14 @@ class _Fetch:
         request = chunk_pb2.GetManifestRequest(grant=self._grant, image_id=self._image_id)
         while True:
             try:
-                answer = await self._fetcher.store().GetManifest(request, timeout=self._fetcher.stall_seconds)
+                answer = await self._fetcher.replicas.current().GetManifest(
+                    request, timeout=self._fetcher.stall_seconds
+                )
                 return parse(answer.manifest, digest)
             except BadManifest as error:
-                await self._failed(_Trouble(Reason.DIGEST_MISMATCH, str(error)))
+                await self._patience.failed(Trouble(Reason.DIGEST_MISMATCH, str(error)))
             except grpc.aio.AioRpcError as error:
-                await self._failed(_passing(error))
+                await self._patience.failed(passing(error))
 
     async def _receive_some(
         self, wanted: list[Digest], lengths: dict[Digest, int], partial: PartialBase
@@ -222,21 +199,21 @@ class _Fetch:
                 data = await asyncio.to_thread(decode, stored, digest, lengths[digest])
                 await to_end(partial.write, digest, data)
                 received += 1
-                self._failures = 0
+                self._patience.succeeded()
                 self._advance(done=len(data), received=len(stored.data))
         except DamagedChunk as error:
-            await self._failed(_Trouble(Reason.DIGEST_MISMATCH, str(error)))
+            await self._patience.failed(Trouble(Reason.DIGEST_MISMATCH, str(error)))
         except TimeoutError:
-            await self._failed(_Trouble(Reason.STORE_UNAVAILABLE, "nothing came for too long"))
+            await self._patience.failed(Trouble(Reason.STORE_UNAVAILABLE, "nothing came for too long"))
         except grpc.aio.AioRpcError as error:
-            await self._failed(_passing(error))
+            await self._patience.failed(passing(error))
         return wanted[received:]
 
     async def _chunks(
         self, batch: Sequence[Digest], lengths: dict[Digest, int]
     ) -> AsyncIterator[tuple[Digest, Stored]]:
         """What the store sends, put together from its frames and in the order asked for; not yet verified."""
-        call = self._fetcher.store().ReadChunks(
+        call = self._fetcher.replicas.current().ReadChunks(
             chunk_pb2.ReadChunksRequest(grant=self._grant, image_id=self._image_id, digests=batch)
         )
         try:
@@ -272,16 +249,6 @@ class _Fetch:
             raise DamagedChunk(f"the store sent chunk {frame.digest.hex()} instead of {digest.hex()}")
         return frame
 
-    async def _failed(self, trouble: _Trouble) -> None:
-        self._failures += 1
-        _log.warning("fetching image %s, try %d: %s", self._image_id, self._failures, trouble.text)
-        if self._failures >= self._fetcher.tries:
-            raise RemudaError(
-                trouble.reason, f"image {self._image_id} cannot be fetched: {trouble.text}"
-            ) from None
-        self._fetcher.next_store()
-        await asyncio.sleep(min(_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS))
-
     def _advance(self, *, total: int = 0, done: int = 0, received: int = 0) -> None:
         now = self._progress
         self._progress = replace(
@@ -291,15 +258,6 @@ class _Fetch:
             received_bytes=now.received_bytes + received,
         )
         self._on_progress(self._progress)
-
-
-def _passing(error: grpc.aio.AioRpcError) -> _Trouble:
-    """Raises what the store says when another try would get the same answer."""
-    if error.code() is grpc.StatusCode.DATA_LOSS:
-        return _Trouble(Reason.DIGEST_MISMATCH, error.details() or "")
-    if error.code() not in _PASSING:
-        raise from_rpc_error(error) from error
-    return _Trouble(Reason.STORE_UNAVAILABLE, f"{error.code().name}: {error.details()}")
 
 
 async def _in_thread(items: Iterator[T]) -> AsyncIterator[T]:

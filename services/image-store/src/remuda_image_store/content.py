@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
@@ -10,6 +10,7 @@ from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, dige
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
 from remuda_image_store.blobs import Blob, Blobs
+from remuda_image_store.ledger import Brought, serialize_brought
 
 CHUNKS, MANIFESTS, UPLOADS = "chunks/", "manifests/", "uploads/"
 
@@ -37,6 +38,10 @@ class Content:
             return 0
         blob = await asyncio.to_thread(lambda: pack(encode(data)))
         return len(blob) if await self._put(key, blob) else 0
+
+    async def put_sent(self, digest: Digest, stored: Stored) -> None:
+        """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
+        await self._put(chunk_key(digest), pack(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
@@ -109,9 +114,14 @@ class Content:
     async def delete_parts(self, image: ImageId) -> None:
         await self._blobs.delete([blob.key async for blob in self._blobs.list(f"{UPLOADS}{image}")])
 
-    async def _put(self, key: str, blob: bytes) -> bool:
+    # --- ledgers of uploads ---
+
+    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
+        await self._put(key, serialize_brought(chunks))
+
+    async def _put(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
         try:
-            return await self._blobs.put(key, blob)
+            return await self._blobs.put(key, blob, blind=blind)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error

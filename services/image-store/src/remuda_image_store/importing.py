@@ -26,6 +26,7 @@ from remuda_core.images.chunks import Digest
 from remuda_core.rpc.context import detached
 
 from remuda_image_store import convert
+from remuda_image_store.activation import Activation
 from remuda_image_store.content import Content
 from remuda_image_store.inspection import Refused, inspect
 from remuda_image_store.records import Changed, Found, Image, Records, no_longer
@@ -46,6 +47,7 @@ class Importer:
         etcd: Etcd,
         records: Records,
         content: Content,
+        activation: Activation,
         *,
         holder: str,
         scratch: Path,
@@ -56,6 +58,7 @@ class Importer:
         self._etcd = etcd
         self._records = records
         self._content = content
+        self._activation = activation
         self._holder = holder
         self._scratch = scratch
         self._scratch_bytes = scratch_bytes
@@ -162,7 +165,11 @@ class Importer:
         except Changed:
             await self._drop(digest)
             raise
-        return await self._activate(pending, raw, chunked)
+
+        async def put_again(lacking: set[Digest]) -> None:
+            await convert.put_again(raw, chunked.manifest, lacking, self._content)
+
+        return await self._activation.activate(pending, chunked.manifest, put_again=put_again)
 
     async def _drop(self, digest: Digest) -> None:
         """The image was removed while its chunks came into the store: its record never named them."""
@@ -192,27 +199,6 @@ class Importer:
         source.unlink()
         return raw, inspected.virtual_bytes
 
-    async def _activate(self, pending: Found, raw: Path, chunked: convert.Chunked) -> Found:
-        digests = chunked.manifest.lengths()
-        async with self._lock() as lock:
-            now = await self._records.by_id(pending.id)
-            if now is None or now.revision != pending.revision:
-                # Being deleted, or gone with its chunks: what is put from here on would be nobody's.
-                raise Changed(pending.name)
-            lacking = await self._content.lacking(digests)
-            if lacking:
-                await convert.put_again(raw, chunked.manifest, lacking, self._content)
-                if await self._content.lacking(digests):
-                    raise RemudaError(Reason.STORE_UNAVAILABLE, "the backend does not keep what it was given")
-            # Again, and after PENDING: the same manifest may have gone with another image until then.
-            await self._content.put_manifest(chunked.manifest)
-            return await self._records.change(
-                pending,
-                _make_active,
-                compare=[lock.fence],
-                success=[ops.delete(self._records.keys.upload(pending.id))],
-            )
-
     async def _fail(self, found: Found, message: str) -> None:
         def fail(image: image_pb2.Image) -> None:
             image.state = Image.STATE_FAILED
@@ -231,8 +217,3 @@ class Importer:
             f"image {image} was changed by another replica meanwhile",
             retry_after_seconds=1.0,
         )
-
-
-def _make_active(image: image_pb2.Image) -> None:
-    image.state = Image.STATE_ACTIVE
-    image.status_message = ""

@@ -27,11 +27,14 @@ from remuda_core.telemetry import logs
 from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
 
+from remuda_image_store.activation import Activation
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content
+from remuda_image_store.filling import Filling
 from remuda_image_store.handlers.chunks import Chunks
 from remuda_image_store.handlers.images import Images
 from remuda_image_store.importing import Importer
+from remuda_image_store.known_chunks import Lengths
 from remuda_image_store.records import Records
 from remuda_image_store.removal import Remover
 from remuda_image_store.settings import ENVIRONMENT, Settings
@@ -62,17 +65,21 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             PrefixCache(etcd, keys.images, lambda kv: store_pb2.ImageRecord.FromString(kv.value))
         )
         records = Records(etcd, keys)
+        activation, lengths = Activation(etcd, records, content, holder=holder), Lengths(records, content)
         importer = await stack.enter_async_context(
             Importer(
                 etcd,
                 records,
                 content,
+                activation,
                 holder=holder,
                 scratch=settings.scratch_dir,
                 scratch_bytes=settings.scratch_bytes,
                 largest_bytes=settings.largest_disk_bytes,
             )
         )
+        filling = Filling(records, content, lengths, activation, largest_bytes=settings.largest_disk_bytes)
+        chunks = Chunks(records, content, lengths, filling, grant_key, metrics)
         remover, usage = Remover(etcd, records, content, holder=holder), Usage(blobs, metrics)
         await stack.enter_async_context(_background(remover.run(cache), "remover"))
         await stack.enter_async_context(_background(usage.run(cache, settings.count_seconds), "usage"))
@@ -88,7 +95,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
                 listen=settings.listen,
                 services=[
                     Service(add_ImageServiceServicer_to_server, Images(records, content, importer, metrics)),
-                    Service(add_ChunkServiceServicer_to_server, Chunks(records, content, grant_key, metrics)),
+                    Service(add_ChunkServiceServicer_to_server, chunks),
                 ],
                 tls=settings.read_tls(),
                 metrics=metrics,

@@ -13,11 +13,16 @@ from remuda_core.errors import Reason, RemudaError, not_found
 from remuda_core.etcd import ops
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
+from remuda_core.etcd.model import TxnResult
 from remuda_core.ids import ImageId, ProjectId
+from remuda_core.images.charging import plan_charge
 from remuda_core.images.chunks import Digest
 from remuda_core.names import image_name, parse_image
 
 Image = image_pb2.Image
+
+# Of a transaction that loses against charges of the project's other images.
+_TRIES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,38 +112,83 @@ class Records:
         found: Found,
         edit: Callable[[Image], None],
         *,
+        charge: store_pb2.ImageCharge | None = None,
         compare: Sequence[ops.Compare] = (),
         success: Sequence[ops.Op] = (),
     ) -> Found:
-        """The record with `edit` applied. Raises Changed when it, or what `compare` is about, has changed."""
+        """The record with `edit` applied, charged with `charge` from now on (None: as before).
+
+        Raises Changed when it, or what `compare` is about, has changed; QUOTA_EXCEEDED for a charge that
+        grows beyond the project's limit.
+        """
         record = store_pb2.ImageRecord()
         record.CopyFrom(found.record)
         edit(record.image)
+        if charge is not None:
+            record.charge.CopyFrom(charge)
         key, value = self.keys.image(found.id), record.SerializeToString(deterministic=True)
-        result = await self._etcd.txn(
-            compare=[ops.mod_is(key, found.revision), *compare],
-            success=[ops.put(key, value), *success],
+        result = await self._charged(
+            found,
+            charge,
+            [ops.mod_is(key, found.revision), *compare],
+            [ops.put(key, value), *success],
+            keep=charge is None,
             witness=key,
         )
-        if not result.succeeded:
-            raise Changed(found.name)
         return Found(record=record, revision=result.revision)
 
+    async def _charged(
+        self,
+        found: Found,
+        charge: store_pb2.ImageCharge | None,
+        compare: Sequence[ops.Compare],
+        success: Sequence[ops.Op],
+        *,
+        keep: bool,
+        witness: str | None,
+    ) -> TxnResult:
+        """The transaction, with the project's usage in it unless the charge is to `keep` as it is."""
+        before = found.record.charge if found.record.HasField("charge") else None
+        project = ProjectId(found.record.project)
+        for _ in range(_TRIES):
+            plan = (
+                None
+                if keep or (before is None and charge is None)
+                else await plan_charge(self._etcd, self.keys, project, before=before, after=charge)
+            )
+            result = await self._etcd.txn(
+                compare=[*compare, *(plan.compare if plan else ())],
+                success=[*success, *(plan.success if plan else ())],
+                witness=witness,
+            )
+            if result.succeeded:
+                return result
+            now = await self.by_id(found.id)
+            if plan is None or now is None or now.revision != found.revision:
+                break
+            # Another image of the project was charged meanwhile, most likely.
+        raise Changed(found.name)
+
     async def remove(self, found: Found, *, compare: Sequence[ops.Compare]) -> None:
-        """The record, its upload, and its name if that is still its own. Raises Changed."""
+        """The record, its upload, its name if that is still its own; its charge is given back.
+
+        Raises Changed.
+        """
         key = self.keys.image(found.id)
         name = self.keys.image_name(ProjectId(found.record.project), found.record.image.display_name)
         claim = await self._etcd.get(name)
-        result = await self._etcd.txn(
-            compare=[ops.mod_is(key, found.revision), *compare],
-            success=[
+        await self._charged(
+            found,
+            None,
+            [ops.mod_is(key, found.revision), *compare],
+            [
                 ops.delete(key),
                 ops.delete(self.keys.upload(found.id)),
                 *([ops.delete(name)] if claim is not None and claim.value == found.id.encode() else []),
             ],
+            keep=False,
+            witness=None,
         )
-        if not result.succeeded:
-            raise Changed(found.name)
 
     # --- uploads ---
 

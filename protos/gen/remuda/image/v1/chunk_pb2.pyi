@@ -409,6 +409,7 @@ class CommitImageRequest(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TIME_FIELD_NUMBER: _builtins.int
     image_id: _builtins.str
     """UUID of the image that was filled."""
     manifest: _builtins.bytes
@@ -423,6 +424,10 @@ class CommitImageRequest(_message.Message):
     def counts(self) -> _source_pb2.TransferCounts:
         """What it took to make it, as the agent counted."""
 
+    @_builtins.property
+    def snapshot_time(self) -> _timestamp_pb2.Timestamp:
+        """When the disk was as it is in the image."""
+
     def __init__(
         self,
         *,
@@ -431,10 +436,11 @@ class CommitImageRequest(_message.Message):
         manifest: _builtins.bytes = ...,
         consistency: _source_pb2.ImageSource.Consistency.ValueType = ...,
         counts: _source_pb2.TransferCounts | None = ...,
+        snapshot_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "grant", b"grant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "grant", b"grant", "snapshot_time", b"snapshot_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "counts", b"counts", "grant", b"grant", "image_id", b"image_id", "manifest", b"manifest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "counts", b"counts", "grant", b"grant", "image_id", b"image_id", "manifest", b"manifest", "snapshot_time", b"snapshot_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
