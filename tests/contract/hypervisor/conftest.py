@@ -41,7 +41,7 @@ from tests.contract.hypervisor.thawing import Frozen, freeze
 
 __all__ = ["bare_lab", "guest_image"]
 
-LAB_TIMEOUT_SECONDS = 300
+LAB_TIMEOUT_SECONDS = 480
 FAKE_MEMORY_MIB = 24
 
 
