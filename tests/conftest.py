@@ -12,8 +12,8 @@ from remuda_core.testing.etcd import EtcdServer
 from remuda_core.testing.etcd import etcd_server as running_etcd
 
 E2E = Path(__file__).parent / "e2e"
-# A guest that boots under TCG takes most of this.
-E2E_TIMEOUT_SECONDS = 300
+# A guest that boots under TCG on a crowded machine takes minutes, and a scene may be set up four times.
+E2E_TIMEOUT_SECONDS = 480
 
 # The machine's cores are shared with etcd, QEMU and other suites: how long one example takes says nothing.
 hypothesis.settings.register_profile("remuda", deadline=None, print_blob=True)

@@ -64,7 +64,7 @@ class GuestView:
         """Raises LabError when the guest does not answer within ``timeout`` seconds."""
         return GuestDisk(**self._get("/cgi-bin/verify", timeout))
 
-    def wait_up(self, *, timeout: float = 120.0) -> GuestState:
+    def wait_up(self, *, timeout: float = 180.0) -> GuestState:
         """Wait until the guest answers. Raises WaitTimeout."""
         return wait_for(
             f"guest {self.address} answers", lambda: self.state(timeout=5), timeout=timeout, interval=0.2

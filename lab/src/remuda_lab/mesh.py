@@ -129,7 +129,7 @@ class Mesh:
         """Of an operation, as it stands."""
         return unpack_metadata(self.operation(name))
 
-    def wait_done(self, name: str, *, timeout: float = 120.0) -> operations_pb2.Operation:
+    def wait_done(self, name: str, *, timeout: float = 180.0) -> operations_pb2.Operation:
         """Wait until the operation has ended, well or not. Raises WaitTimeout with its last metadata."""
         seen: list[operations_pb2.Operation] = []
 

@@ -41,7 +41,7 @@ from tests.contract.hypervisor.thawing import Frozen, freeze
 
 __all__ = ["bare_lab", "guest_image"]
 
-LAB_TIMEOUT_SECONDS = 300
+LAB_TIMEOUT_SECONDS = 480
 FAKE_MEMORY_MIB = 24
 
 
@@ -208,14 +208,14 @@ class LabHosts:
     async def wait_booted(self, guest: DomainDescription) -> None:
         address = self.addresses[guest.instance_id]
         view = GuestView(init=self.lab.fabric().init, address=address)
-        await asyncio.to_thread(view.wait_up, timeout=120)
+        await asyncio.to_thread(view.wait_up, timeout=240)
         shared = guest.disk.is_relative_to(SHARED_POOL)
         if shared not in self.frozen:
             files = self._outside("host1", guest.disk.parent, shared=shared)
             self.frozen[shared] = await freeze(self.lab, guest, address, files)
             self.frozen[shared].put_back(self.lab, files)
             await self.a.start(guest.instance_id)
-            await asyncio.to_thread(view.wait_up, timeout=120)
+            await asyncio.to_thread(view.wait_up, timeout=240)
 
     def receive(self, guest: DomainDescription) -> None:
         self._make_files("host2", guest, shared=False)

@@ -137,9 +137,14 @@ async def test_while_it_moves_the_source_runs_and_the_target_waits(hosts: Hosts)
         assert there.definition_epoch is None
         assert there in await hosts.b.domains()
         assert await hosts.b.job_stats(guest.instance_id) is None
-        stats = await hosts.a.job_stats(guest.instance_id)
-        assert stats is not None
-        assert stats.disk_total_bytes + stats.memory_total_bytes > 0
+
+        async def has_a_size() -> bool:
+            # What there is to send is known some time after the job has begun.
+            stats = await hosts.a.job_stats(guest.instance_id)
+            assert stats is not None
+            return stats.disk_total_bytes + stats.memory_total_bytes > 0
+
+        await wait_for(has_a_size, timeout=60)
 
 
 async def test_an_aborted_migration_leaves_the_source_running_and_nothing_at_the_target(hosts: Hosts) -> None:

@@ -86,7 +86,7 @@ async def test_a_kept_lease_outlives_its_ttl_while_the_event_loop_is_blocked(
     etcd: Etcd, etcd_prefix: str
 ) -> None:
     losses = Losses()
-    keeper = await keep(etcd, 1, losses)
+    keeper = await keep(etcd, 2, losses)
     await etcd.put(etcd_prefix + "k", b"", lease=keeper.lease_id)
     before = keeper.valid_until
     time.sleep(keeper.ttl_seconds * 3)  # noqa: ASYNC251 - blocking the loop is the point
