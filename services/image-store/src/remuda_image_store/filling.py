@@ -35,6 +35,8 @@ _FILLABLE = (Image.STATE_UPLOADING, Image.STATE_PENDING)
 _WRITE_SECONDS = 300.0
 # Each of them holds up to 24 MiB.
 _WRITES_AT_ONCE = 32
+# The manifest of a disk of 4 TiB takes some 150 MB while it is looked at.
+_COMMITS_AT_ONCE = 4
 _COMMIT_TRIES = 5
 _SECTOR_BYTES = 512
 
@@ -62,6 +64,7 @@ class Filling:
         self._activation = activation
         self._largest_bytes = largest_bytes
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
+        self._commits = asyncio.Semaphore(_COMMITS_AT_ONCE)
 
     async def lacking(self, grant: chunk_pb2.Grant, digests: Sequence[Digest]) -> list[Digest]:
         """Those to be sent, in order."""
@@ -110,6 +113,12 @@ class Filling:
     ) -> chunk_pb2.CommitImageResponse:
         """Raises IMAGE_INCOMPLETE, INVALID_ARGUMENT; QUOTA_EXCEEDED, the project's: then it is FAILED."""
         await self._filled(grant)
+        async with self._commits:
+            return await self._commit_patiently(grant, request)
+
+    async def _commit_patiently(
+        self, grant: chunk_pb2.Grant, request: chunk_pb2.CommitImageRequest
+    ) -> chunk_pb2.CommitImageResponse:
         manifest, digest = await asyncio.to_thread(_parsed, request.manifest, self._largest_bytes)
         for _ in range(_COMMIT_TRIES):
             found = await self._filled(grant)
