@@ -4,7 +4,7 @@ import asyncio
 import random
 import signal
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from remuda_core.images.manifest import Manifest
 from remuda_core.images.upload import ChunkUploader
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
+from remuda_image_store.known_chunks import Ledgers
+from remuda_image_store.ledger import Brought
 from remuda_image_store.testing import PROJECT, Blank, Cloud, Sample, cut, noise
 
 CRASH = source_pb2.ImageSource.CONSISTENCY_CRASH
@@ -383,3 +385,26 @@ async def test_a_commit_that_is_killed_is_finished_by_another_replica(
     assert await usage(cloud) == (len(disk), len(disk))
     assert await (await cloud.images(address)).download(blank) == disk
     assert cloud.blobs("uploads") == set()
+
+
+async def test_a_chunk_that_is_removed_before_its_ledger_is_written_is_not_answered_for(
+    cloud: Cloud, host: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, blank, disk = await cloud.serve(), await cloud.blank(), noise(18, CHUNK_BYTES)
+    filler = await uploader(cloud, host, blank, address)
+    add = Ledgers.add
+    times: list[int] = []
+
+    async def after_a_removal(self: Ledgers, image: ImageId, chunks: Collection[Brought]) -> str:
+        if not times:
+            for path in (cloud.directory / "backend/chunks").rglob("*/*"):
+                path.unlink()
+        times.append(len(chunks))
+        return await add(self, image, chunks)
+
+    monkeypatch.setattr(Ledgers, "add", after_a_removal)
+    manifest = await send(filler, disk)
+    assert times == [1, 1]
+    assert await filler.lacking(manifest.digests) == set()
+    await committed(filler, manifest)
+    assert await (await cloud.images(address)).download(blank) == disk

@@ -106,6 +106,14 @@ class Filling:
                 # Whoever removed the image may have been past its ledgers.
                 await self._ledgers.take_back(key)
                 raise
+            # A chunk that was there already may have been on its way out. From the ledger on it is kept: what
+            # is there now stays.
+            if await self._content.lacking({chunk.digest for chunk in chunks}):
+                raise RemudaError(
+                    Reason.STORE_UNAVAILABLE,
+                    "chunks were removed while they were sent once more",
+                    retry_after_seconds=1.0,
+                )
             return chunks
 
     async def commit(
