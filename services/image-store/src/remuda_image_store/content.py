@@ -41,7 +41,7 @@ class Content:
         return len(blob) if await self._put(key, blob) else 0
 
     async def put_sent(self, digest: Digest, stored: Stored) -> None:
-        """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
+        """What a host has sent, verified. How long it takes does not tell whether it was there."""
         await self._put(chunk_key(digest), pack(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
