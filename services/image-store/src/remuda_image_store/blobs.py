@@ -21,13 +21,15 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.images.disk import sync_directory
 
 _TEMPORARY = ".tmp"
-# A writer that stood still for so long finds its file gone, and fails.
-_TEMPORARY_SECONDS = 24 * 3600
+# Times that a writer begins anew which stood still for so long that its temporary file was removed.
+_WRITES = 5
 
 
 class Blob(NamedTuple):
     key: str
     size_bytes: int
+    version: str = ""
+    """Tells a blob from another one that had the same key before."""
 
 
 class Space(NamedTuple):
@@ -56,7 +58,6 @@ class Blobs:
             raise ValueError(f"backend {url!r} is not like file:///directory")
         root = Path(unquote(parts.path))
         (root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
-        _drop_old(root / _TEMPORARY)
         return cls(LocalStore(root), root)
 
     async def put(self, key: str, data: bytes) -> bool:
@@ -100,7 +101,18 @@ class Blobs:
                 return
             for meta in page:
                 if not meta["path"].startswith(_TEMPORARY):
-                    yield Blob(meta["path"], meta["size"])
+                    version = meta["e_tag"] or meta["last_modified"].isoformat()
+                    yield Blob(meta["path"], meta["size"], version)
+
+    def drop_temporary(self, older_than_seconds: float) -> None:
+        """Files of writers that were killed. Blocks."""
+        if self._root is None:
+            return
+        oldest = time.time() - older_than_seconds
+        for path in (self._root / _TEMPORARY).iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def space(self) -> Space | None:
         """None where the backend does not tell."""
@@ -127,10 +139,17 @@ def _put_local(root: Path, key: str, data: bytes) -> bool:
     _make_directory(path.parent, root)
     new = not path.exists()
     if new:
-        new = _write(root / _TEMPORARY / str(uuid.uuid4()), path, data)
+        new = _write_patiently(root, path, data)
     # Also for a name that was there: whoever linked it may not have come to this point yet.
     sync_directory(path.parent)
     return new
+
+
+def _write_patiently(root: Path, path: Path, data: bytes) -> bool:
+    for _ in range(_WRITES - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return _write(root / _TEMPORARY / str(uuid.uuid4()), path, data)
+    return _write(root / _TEMPORARY / str(uuid.uuid4()), path, data)
 
 
 def _write(temporary: Path, path: Path, data: bytes) -> bool:
@@ -155,11 +174,3 @@ def _make_directory(directory: Path, root: Path) -> None:
     _make_directory(directory.parent, root)
     directory.mkdir(exist_ok=True)
     sync_directory(directory.parent)
-
-
-def _drop_old(directory: Path) -> None:
-    oldest = time.time() - _TEMPORARY_SECONDS
-    for path in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < oldest:
-                path.unlink()

@@ -2,13 +2,15 @@
 
 import asyncio
 import errno
-from collections.abc import Collection
+import uuid
+from collections.abc import Callable, Collection
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
+from remuda_image_store.blob_names import Names, Plain, View
 from remuda_image_store.blobs import Blob, Blobs
 
 CHUNKS, MANIFESTS, UPLOADS = "chunks/", "manifests/", "uploads/"
@@ -20,8 +22,12 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 class Content:
     """Errors are RemudaError: DIGEST_MISMATCH for what is damaged or lost, DISK_FULL."""
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, names: View | None = None) -> None:
+        """`names`: which of them must not be relied on; None: nothing is ever removed."""
         self._blobs = blobs
+        self._names: View = names or Plain()
+        self.on_damage: Callable[[Digest], None] = _nobody
+        """Told of every chunk that was asked for and is lost or damaged."""
 
     @property
     def blobs(self) -> Blobs:
@@ -33,16 +39,17 @@ class Content:
         """`digest` is that of `data`. Returns the bytes that came new into the store."""
         key = chunk_key(digest)
         # Asked first: compressing costs more than asking, and most chunks of a second image are known.
-        if await self._blobs.exists(key):
+        if await self.find(key) is not None:
             return 0
         blob = await asyncio.to_thread(lambda: pack(encode(data)))
-        return len(blob) if await self._put(key, blob) else 0
+        return len(blob) if await self._put_new(key, blob) else 0
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
         try:
-            return unpack(await self._blobs.get(chunk_key(digest)))
+            return unpack(await self._get(chunk_key(digest)))
         except (FileNotFoundError, DamagedChunk) as error:
+            self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
 
     async def chunk(self, digest: Digest, length: int) -> bytes:
@@ -51,35 +58,66 @@ class Content:
         try:
             return await asyncio.to_thread(decode, stored, digest, length)
         except DamagedChunk as error:
+            self.on_damage(digest)
             raise _lost(str(error)) from error
 
-    async def lacking(self, digests: Collection[Digest]) -> set[Digest]:
-        """Those that are not in the store."""
+    async def lacking(self, digests: Collection[Digest], names: Names | None = None) -> set[Digest]:
+        """Those that are not in the store, as far as `names` (None: what is known of them here) are right."""
         at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
         async def lacks(digest: Digest) -> bool:
             async with at_once:
-                return not await self._blobs.exists(chunk_key(digest))
+                return await self.find(chunk_key(digest), names) is None
 
         ordered = list(digests)
         answers = await asyncio.gather(*map(lacks, ordered))
         return {digest for digest, lacks_it in zip(ordered, answers, strict=True) if lacks_it}
 
-    async def delete_chunks(self, digests: Collection[Digest]) -> None:
-        await self._blobs.delete(map(chunk_key, digests))
+    # --- names ---
+
+    @property
+    def names(self) -> View:
+        return self._names
+
+    async def find(self, key: str, names: Names | None = None) -> str | None:
+        """The blob that holds the content named `key`, and may be relied on."""
+        for name in candidates(key, names or self._names.now()):
+            if await self._blobs.exists(name):
+                return name
+        return None
+
+    async def _get(self, key: str) -> bytes:
+        """Raises FileNotFoundError. For reading, also what is doomed is good while it is there."""
+        try:
+            return await self._blobs.get(key)
+        except FileNotFoundError:
+            instead = await self._names.look_up(key)
+            if instead is None:
+                raise
+            return await self._blobs.get(instead)
+
+    async def _put_new(self, key: str, blob: bytes) -> bool:
+        if key not in self._names.now().doomed:
+            return await self._put(key, blob)
+        # Somebody may remove whatever has that name at any time.
+        instead = f"{key}.{uuid.uuid4().hex[:12]}"
+        await self._put(instead, blob)
+        await self._names.use_again(key, instead)
+        return True
 
     # --- manifests ---
 
     async def put_manifest(self, manifest: Manifest) -> Digest:
         blob = serialize(manifest)
         digest = digest_of(blob)
-        await self._put(manifest_key(digest), blob)
+        if await self.find(manifest_key(digest)) is None:
+            await self._put_new(manifest_key(digest), blob)
         return digest
 
     async def manifest_blob(self, digest: Digest) -> bytes:
         """Not verified; the host does that."""
         try:
-            return await self._blobs.get(manifest_key(digest))
+            return await self._get(manifest_key(digest))
         except FileNotFoundError as error:
             raise _lost(f"manifest {digest.hex()} is lost") from error
 
@@ -89,9 +127,6 @@ class Content:
             return parse(blob, digest)
         except BadManifest as error:
             raise _lost(str(error)) from error
-
-    async def delete_manifest(self, digest: Digest) -> None:
-        await self._blobs.delete([manifest_key(digest)])
 
     # --- parts of uploads ---
 
@@ -128,6 +163,12 @@ def manifest_key(digest: Digest) -> str:
     return f"{MANIFESTS}{name[:2]}/{name}"
 
 
+def candidates(key: str, names: Names) -> list[str]:
+    """Where the content named `key` may be, in the order in which they are preferred."""
+    found = (key, names.again.get(key))
+    return [name for name in found if name is not None and name not in names.doomed]
+
+
 def part_key(image: ImageId, segment: str, offset: int) -> str:
     # Zero-padded: the order of the names is that of the bytes.
     return f"{UPLOADS}{image}/{segment}/{offset:016x}"
@@ -135,3 +176,7 @@ def part_key(image: ImageId, segment: str, offset: int) -> str:
 
 def _lost(message: str) -> RemudaError:
     return RemudaError(Reason.DIGEST_MISMATCH, message)
+
+
+def _nobody(_: Digest) -> None:
+    """Is told."""

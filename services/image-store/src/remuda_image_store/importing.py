@@ -2,7 +2,7 @@
 
     assembled, SHA-256 checked -> inspected -> raw -> chunks put -> manifest put
     -> PENDING (from here on its chunks count as referenced)
-    -> under the sweep lock: every digest is there -> ACTIVE
+    -> every digest is there, and nothing was doomed meanwhile -> ACTIVE
 
 Every step may be repeated: chunks and manifests are named by their content, and both transactions compare the
 record's revision. An import goes on when its client goes away; who asks again on this replica joins it, and
@@ -14,13 +14,11 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from remuda.image.v1 import image_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
-from remuda_core.etcd.client import Etcd
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import Digest
 from remuda_core.rpc.context import detached
@@ -30,8 +28,6 @@ from remuda_image_store.activation import Activation
 from remuda_image_store.content import Content
 from remuda_image_store.inspection import Refused, inspect
 from remuda_image_store.records import Changed, Found, Image, Records, no_longer
-from remuda_image_store.removal import drop_content
-from remuda_image_store.sweep_lock import Held, sweep_lock
 from remuda_image_store.uploads import read_back
 
 _log = logging.getLogger(__name__)
@@ -44,22 +40,18 @@ class Importer:
 
     def __init__(
         self,
-        etcd: Etcd,
         records: Records,
         content: Content,
         activation: Activation,
         *,
-        holder: str,
         scratch: Path,
         scratch_bytes: int,
         largest_bytes: int,
     ) -> None:
         """`scratch_bytes`: most that one import may take; `largest_bytes`: of a virtual disk."""
-        self._etcd = etcd
         self._records = records
         self._content = content
         self._activation = activation
-        self._holder = holder
         self._scratch = scratch
         self._scratch_bytes = scratch_bytes
         self._largest_bytes = largest_bytes
@@ -160,24 +152,13 @@ class Importer:
             # An import that was killed on its way here has put some already, and cannot tell.
             image.stored_bytes = max(image.stored_bytes, chunked.new_bytes)
 
-        try:
-            pending = await self._records.change(found, pend)
-        except Changed:
-            await self._drop(digest)
-            raise
+        # If it was removed meanwhile, nothing refers to what was put, and the sweeper takes it.
+        pending = await self._records.change(found, pend)
 
         async def put_again(lacking: set[Digest]) -> None:
             await convert.put_again(raw, chunked.manifest, lacking, self._content)
 
         return await self._activation.activate(pending, chunked.manifest, put_again=put_again)
-
-    async def _drop(self, digest: Digest) -> None:
-        """The image was removed while its chunks came into the store: its record never named them."""
-        async with self._lock() as lock:
-            await drop_content(self._content, digest, await self._records.all(), lock)
-
-    def _lock(self) -> AbstractAsyncContextManager[Held]:
-        return sweep_lock(self._etcd, self._records.keys.image_sweep, self._holder)
 
     async def _to_raw(self, found: Found, work: Path) -> tuple[Path, int]:
         image = found.record.image
