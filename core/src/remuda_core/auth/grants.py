@@ -85,7 +85,8 @@ def verify(
         raise _refused("it has expired")
     if image is not None and image not in found.readable_images:
         raise _refused(f"it does not cover image {image}")
-    if writes is not None and writes != found.writable_image:
+    # A grant that lets nothing be filled says so with an empty image, which must not be taken for one.
+    if writes is not None and (not writes or writes != found.writable_image):
         raise _refused(f"it does not let image {writes} be filled")
     return found
 

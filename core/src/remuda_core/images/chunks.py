@@ -83,7 +83,9 @@ def _unpack(packed: bytes, length: int) -> bytes:
         # The frame announces its size, and that much is allocated: a forged one must not choose how much.
         if zstandard.frame_content_size(packed) != length:
             raise DamagedChunk(f"a zstd frame does not hold {length} bytes")
-        return zstandard.ZstdDecompressor().decompress(packed)
+        # Nothing behind the frame: it would be kept, and sent to hosts, without anybody having looked at it.
+        unpacker = zstandard.ZstdDecompressor(max_window_size=CHUNK_BYTES)
+        return unpacker.decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise DamagedChunk(f"damaged zstd frame: {error}") from error
 

@@ -3,17 +3,19 @@
 import asyncio
 import errno
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
+from remuda_image_store import ledger
 from remuda_image_store.blob_names import Names, Plain, View
 from remuda_image_store.blobs import Blob, Blobs
+from remuda_image_store.ledger import UPLOADS, Brought
 
-CHUNKS, MANIFESTS, UPLOADS = "chunks/", "manifests/", "uploads/"
+CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
 _CHECKS_AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -39,10 +41,14 @@ class Content:
         """`digest` is that of `data`. Returns the bytes that came new into the store."""
         key = chunk_key(digest)
         # Asked first: compressing costs more than asking, and most chunks of a second image are known.
-        if await self.find(key) is not None:
+        if await self.size(key) is not None:
             return 0
         blob = await asyncio.to_thread(lambda: pack(encode(data)))
         return len(blob) if await self._put_new(key, blob) else 0
+
+    async def put_sent(self, digest: Digest, stored: Stored) -> None:
+        """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
+        await self._put_new(chunk_key(digest), pack(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
@@ -61,17 +67,23 @@ class Content:
             self.on_damage(digest)
             raise _lost(str(error)) from error
 
-    async def lacking(self, digests: Collection[Digest], names: Names | None = None) -> set[Digest]:
-        """Those that are not in the store, as far as `names` (None: what is known of them here) are right."""
+    async def sizes(self, digests: Collection[Digest], names: Names | None = None) -> dict[Digest, int]:
+        """Bytes of those that are in the store, as they are stored; as far as `names` are right (None: what
+        is known of them here).
+        """
         at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
-        async def lacks(digest: Digest) -> bool:
+        async def size(digest: Digest) -> int | None:
             async with at_once:
-                return await self.find(chunk_key(digest), names) is None
+                return await self.size(chunk_key(digest), names)
 
         ordered = list(digests)
-        answers = await asyncio.gather(*map(lacks, ordered))
-        return {digest for digest, lacks_it in zip(ordered, answers, strict=True) if lacks_it}
+        answers = await asyncio.gather(*map(size, ordered))
+        return {digest: size for digest, size in zip(ordered, answers, strict=True) if size is not None}
+
+    async def lacking(self, digests: Collection[Digest], names: Names | None = None) -> set[Digest]:
+        """Those that are not in the store; `names`: as in `sizes`."""
+        return set(digests) - (await self.sizes(digests, names)).keys()
 
     # --- names ---
 
@@ -79,11 +91,11 @@ class Content:
     def names(self) -> View:
         return self._names
 
-    async def find(self, key: str, names: Names | None = None) -> str | None:
-        """The blob that holds the content named `key`, and may be relied on."""
+    async def size(self, key: str, names: Names | None = None) -> int | None:
+        """Of the blob that holds the content named `key`, and may be relied on; None: there is none."""
         for name in candidates(key, names or self._names.now()):
-            if await self._blobs.exists(name):
-                return name
+            if (size := await self._blobs.size(name)) is not None:
+                return size
         return None
 
     async def _get(self, key: str) -> bytes:
@@ -96,10 +108,10 @@ class Content:
                 raise
             return await self._blobs.get(instead)
 
-    async def _put_new(self, key: str, blob: bytes) -> bool:
-        if key not in self._names.now().doomed:
-            return await self._put(key, blob)
-        # Somebody may remove whatever has that name at any time.
+    async def _put_new(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
+        if usable := candidates(key, self._names.now()):
+            return await self._put(usable[0], blob, blind=blind)
+        # Somebody may remove whatever has these names at any time.
         instead = f"{key}.{uuid.uuid4().hex[:12]}"
         await self._put(instead, blob)
         await self._names.use_again(key, instead)
@@ -110,7 +122,7 @@ class Content:
     async def put_manifest(self, manifest: Manifest) -> Digest:
         blob = serialize(manifest)
         digest = digest_of(blob)
-        if await self.find(manifest_key(digest)) is None:
+        if await self.size(manifest_key(digest)) is None:
             await self._put_new(manifest_key(digest), blob)
         return digest
 
@@ -144,9 +156,29 @@ class Content:
     async def delete_parts(self, image: ImageId) -> None:
         await self._blobs.delete([blob.key async for blob in self._blobs.list(f"{UPLOADS}{image}")])
 
-    async def _put(self, key: str, blob: bytes) -> bool:
+    # --- ledgers of uploads ---
+
+    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
+        """What a host has sent."""
+        await self._put(key, ledger.serialize_brought(chunks))
+
+    async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
+        """Of a raw upload: chunks of the file from `offset` on, in order."""
+        await self._put(ledger_key(image, segment, offset), ledger.serialize(digests))
+
+    async def delete_ledger(self, image: ImageId, segment: str, offset: int) -> None:
+        await self._blobs.delete([ledger_key(image, segment, offset)])
+
+    async def ledgers(self, image: ImageId, segment: str) -> list[tuple[int, list[Digest]]]:
+        """(offset in the file, chunks from there) in order; one may be there that was never recorded."""
+        prefix = ledger.segment_prefix(image, segment).rstrip("/")
+        keys = sorted([blob.key async for blob in self._blobs.list(prefix)])
+        blobs = [(int(key.rpartition("/")[2], 16), await self._blobs.get(key)) for key in keys]
+        return [(offset, ledger.parse(blob)) for offset, blob in blobs]
+
+    async def _put(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
         try:
-            return await self._blobs.put(key, blob)
+            return await self._blobs.put(key, blob, blind=blind)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error
@@ -172,6 +204,10 @@ def candidates(key: str, names: Names) -> list[str]:
 def part_key(image: ImageId, segment: str, offset: int) -> str:
     # Zero-padded: the order of the names is that of the bytes.
     return f"{UPLOADS}{image}/{segment}/{offset:016x}"
+
+
+def ledger_key(image: ImageId, segment: str, offset: int) -> str:
+    return f"{ledger.segment_prefix(image, segment)}{offset:016x}"
 
 
 def _lost(message: str) -> RemudaError:

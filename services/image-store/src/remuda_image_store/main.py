@@ -31,9 +31,11 @@ from remuda_image_store.activation import Activation
 from remuda_image_store.blob_names import BlobEntry, BlobNames, decode
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content
+from remuda_image_store.filling import Filling
 from remuda_image_store.handlers.chunks import Chunks
 from remuda_image_store.handlers.images import Images
 from remuda_image_store.importing import Importer
+from remuda_image_store.known_chunks import Lengths
 from remuda_image_store.records import Records
 from remuda_image_store.removal import Remover
 from remuda_image_store.settings import ENVIRONMENT, Settings
@@ -68,11 +70,12 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             PrefixCache[BlobEntry](etcd, keys.blob_names, lambda kv: decode(kv, keys))
         )
         records, content = Records(etcd, keys), Content(blobs, BlobNames(etcd, keys, names))
+        activation, lengths = Activation(etcd, records, content), Lengths(records, content)
         importer = await stack.enter_async_context(
             Importer(
                 records,
                 content,
-                Activation(etcd, records, content),
+                activation,
                 scratch=settings.scratch_dir,
                 scratch_bytes=settings.scratch_bytes,
                 largest_bytes=settings.largest_disk_bytes,
@@ -88,6 +91,8 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             every_seconds=settings.gc_every_seconds,
             on_lost=lambda digest: None,
         )
+        filling = Filling(records, content, lengths, activation, largest_bytes=settings.largest_disk_bytes)
+        chunks = Chunks(records, content, lengths, filling, grant_key, metrics)
         remover, usage = Remover(records, content), Usage(blobs, metrics)
         await stack.enter_async_context(_background(remover.run(cache), "remover"))
         await stack.enter_async_context(_background(sweeper.run(), "garbage collection"))
@@ -104,7 +109,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
                 listen=settings.listen,
                 services=[
                     Service(add_ImageServiceServicer_to_server, Images(records, content, importer, metrics)),
-                    Service(add_ChunkServiceServicer_to_server, Chunks(records, content, grant_key, metrics)),
+                    Service(add_ChunkServiceServicer_to_server, chunks),
                 ],
                 tls=settings.read_tls(),
                 metrics=metrics,

@@ -23,6 +23,8 @@ from remuda_core.config import TlsSettings
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, chunk_digest
+from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.channel import open_channel
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
@@ -43,6 +45,14 @@ _SECONDS = 60.0
 def noise(seed: int, length: int) -> bytes:
     """Bytes that do not compress, always the same."""
     return random.Random(seed).randbytes(length)
+
+
+def cut(disk: bytes) -> tuple[Manifest, dict[Digest, bytes]]:
+    """The manifest of a disk, and its chunks that are not zero."""
+    pieces = [disk[at : at + CHUNK_BYTES] for at in range(0, len(disk), CHUNK_BYTES)]
+    digests = tuple(map(chunk_digest, pieces))
+    chunks = {digest: piece for digest, piece in zip(digests, pieces, strict=True) if digest}
+    return Manifest(virtual_bytes=len(disk), digests=digests), chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +81,19 @@ class Sample:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blank:
+    """An image that an operation fills."""
+
+    id: ImageId
+    operation: OperationId
+    project: ProjectId
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/images/{self.id}"
+
+
 class Images:
     """An image store as the gateway uses it."""
 
@@ -89,17 +112,21 @@ class Images:
         request = image_pb2.GetUploadRequest(name=sample.name)
         return (await self.stub.GetUpload(request, **self.options)).committed_bytes
 
-    async def download(self, sample: Sample, offset: int = 0) -> bytes:
-        """The virtual disk from `offset` on, put together as a client does."""
+    async def download(
+        self, sample: "Sample | Blank", offset: int = 0, form: "image_pb2.Image.Format.ValueType" = RAW
+    ) -> bytes:
+        """The virtual disk, or that file of it, from `offset` on, put together as a client does."""
         disk = bytearray()
-        for frame in await self.frames(sample, offset):
+        for frame in await self.frames(sample, offset, form):
             if frame.offset != offset + len(disk):
                 raise ValueError(f"a frame begins at {frame.offset}, not at {offset + len(disk)}")
             disk += frame.data or bytes(frame.zero_bytes)
         return bytes(disk)
 
-    async def frames(self, sample: Sample, offset: int = 0) -> list[image_pb2.DownloadImageResponse]:
-        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset)
+    async def frames(
+        self, sample: "Sample | Blank", offset: int = 0, form: "image_pb2.Image.Format.ValueType" = RAW
+    ) -> list[image_pb2.DownloadImageResponse]:
+        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset, format=form)
         return [frame async for frame in self.stub.DownloadImage(request, **self.options)]
 
 
@@ -202,16 +229,44 @@ class Cloud:
         return chunk_pb2_grpc.ChunkServiceStub(await self.stack.enter_async_context(channel))
 
     def grant(
-        self, host: HostId, *images: ImageId, seconds: float = 60, key: Ed25519PrivateKey | None = None
+        self,
+        host: HostId,
+        *images: ImageId,
+        seconds: float = 60,
+        key: Ed25519PrivateKey | None = None,
+        fills: "Blank | None" = None,
+        byte_limit: int = 1 << 40,
     ) -> chunk_pb2.SignedGrant:
         """As the leader signs it; `key`: somebody else does."""
         made = grants.grant(
             host=host,
-            operation=OperationId(str(uuid.uuid4())),
+            operation=OperationId(str(uuid.uuid4())) if fills is None else fills.operation,
             readable_images=images,
             expires=datetime.now(UTC) + timedelta(seconds=seconds),
+            writable_image=None if fills is None else fills.id,
+            byte_limit=0 if fills is None else byte_limit,
         )
         return grants.sign(made, key or self.grant_key)
+
+    async def blank(self, *, project: ProjectId = PROJECT) -> "Blank":
+        """The record as the admission of SnapshotInstance makes it."""
+        blank = Blank(
+            id=ImageId(str(uuid.uuid4())), operation=OperationId(str(uuid.uuid4())), project=project
+        )
+        display_name = f"snapshot-{blank.id[:8]}"
+        record = store_pb2.ImageRecord(
+            id=blank.id,
+            project=project,
+            image=image_pb2.Image(
+                display_name=display_name, state=image_pb2.Image.STATE_UPLOADING, format=RAW
+            ),
+            operation_id=blank.operation,
+            charge=store_pb2.ImageCharge(),
+        )
+        record.image.source.instance = f"projects/{project}/instances/{uuid.uuid4()}"
+        await self.etcd.put(self.keys.image(blank.id), record.SerializeToString())
+        await self.etcd.put(self.keys.image_name(project, display_name), blank.id.encode())
+        return blank
 
     async def create(
         self, data: bytes, form: "image_pb2.Image.Format.ValueType" = RAW, *, sha256: str | None = None
@@ -234,11 +289,11 @@ class Cloud:
         await self.etcd.put(self.keys.image_name(PROJECT, name), image.encode())
         return Sample(id=image, data=data)
 
-    async def record(self, sample: Sample) -> image_pb2.Image | None:
+    async def record(self, sample: "Sample | Blank") -> image_pb2.Image | None:
         kv = await self.etcd.get(self.keys.image(sample.id))
         return None if kv is None else store_pb2.ImageRecord.FromString(kv.value).image
 
-    async def delete(self, sample: Sample) -> None:
+    async def delete(self, sample: "Sample | Blank") -> None:
         """Marked as the api's DeleteImage does it."""
         key = self.keys.image(sample.id)
         kv = await self.etcd.get(key)
@@ -248,7 +303,7 @@ class Cloud:
         record.image.state = image_pb2.Image.STATE_DELETING
         await self.etcd.put(key, record.SerializeToString())
 
-    async def wait_gone(self, sample: Sample) -> None:
+    async def wait_gone(self, sample: "Sample | Blank") -> None:
         async def gone() -> bool:
             return await self.record(sample) is None
 

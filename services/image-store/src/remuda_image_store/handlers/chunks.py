@@ -1,10 +1,10 @@
 """remuda.image.v1.ChunkService: manifests and chunks for agents that show a grant.
 
 A chunk is only given as part of an image that the grant covers: its digest must stand in that image's
-manifest. Otherwise whoever guesses a digest would learn what other projects' disks hold.
+manifest. Otherwise whoever guesses a digest would learn what other projects' disks hold. The same goes for
+what a host may leave out when it fills an image: see `known_chunks`.
 """
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,23 +17,29 @@ from remuda_core.rpc import context as rpc
 from remuda_core.telemetry.metrics import Metrics
 
 from remuda_image_store.content import Content
-from remuda_image_store.records import Image, Records, no_longer
+from remuda_image_store.filling import Filling
+from remuda_image_store.known_chunks import READABLE, Lengths
+from remuda_image_store.records import Records, no_longer
 
 _FRAME_BYTES = 1 << 20
-_KEPT_MANIFESTS = 16
-# An image that waits for its removal while an instance is based on it is still fetched.
-_READABLE = (Image.STATE_ACTIVE, Image.STATE_DELETING)
 
 
 class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
     def __init__(
-        self, records: Records, content: Content, grant_key: Ed25519PublicKey, metrics: Metrics
+        self,
+        records: Records,
+        content: Content,
+        lengths: Lengths,
+        filling: Filling,
+        grant_key: Ed25519PublicKey,
+        metrics: Metrics,
     ) -> None:
         self._records = records
         self._content = content
+        self._lengths = lengths
+        self._filling = filling
         self._grant_key = grant_key
         self._moved = metrics.image_bytes
-        self._names: OrderedDict[Digest, frozenset[Digest]] = OrderedDict()
 
     async def GetManifest(
         self, request: chunk_pb2.GetManifestRequest, context: object
@@ -44,9 +50,9 @@ class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
     async def ReadChunks(
         self, request: chunk_pb2.ReadChunksRequest, context: object
     ) -> AsyncIterator[chunk_pb2.ReadChunksResponse]:
-        names = await self._names_in(await self._granted(request.grant, ImageId(request.image_id)))
+        lengths = await self._lengths.of(await self._granted(request.grant, ImageId(request.image_id)))
         wanted = [Digest(digest) for digest in request.digests]
-        if not names.issuperset(wanted):
+        if not lengths.keys() >= set(wanted):
             raise invalid_argument("digests", "not all of them are chunks of this image")
         for digest in wanted:
             stored = await self._content.stored_chunk(digest)
@@ -59,6 +65,35 @@ class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
                     encoding=chunk_pb2.ReadChunksResponse.Encoding.ValueType(stored.encoding),
                 )
 
+    async def FindChunks(
+        self, request: chunk_pb2.FindChunksRequest, context: object
+    ) -> chunk_pb2.FindChunksResponse:
+        grant = self._filler(request.grant, request.image_id)
+        digests = [Digest(digest) for digest in request.digests]
+        return chunk_pb2.FindChunksResponse(lacking=await self._filling.lacking(grant, digests))
+
+    async def WriteChunks(
+        self, request_iterator: AsyncIterator[chunk_pb2.WriteChunksRequest], context: object
+    ) -> chunk_pb2.WriteChunksResponse:
+        frames = aiter(request_iterator)
+        first = await anext(frames, None)
+        if first is None:
+            raise invalid_argument("grant", "the first frame shows it")
+        grant = self._filler(first.grant, first.image_id)
+        chunks = await self._filling.write(grant, first, frames)
+        stored_bytes = sum(chunk.stored_bytes for chunk in chunks)
+        self._moved.labels("filled").inc(stored_bytes)
+        return chunk_pb2.WriteChunksResponse(chunks=len(chunks), stored_bytes=stored_bytes)
+
+    async def CommitImage(
+        self, request: chunk_pb2.CommitImageRequest, context: object
+    ) -> chunk_pb2.CommitImageResponse:
+        return await self._filling.commit(self._filler(request.grant, request.image_id), request)
+
+    def _filler(self, signed: chunk_pb2.SignedGrant, image: str) -> chunk_pb2.Grant:
+        """Raises GRANT_REFUSED."""
+        return grants.verify(signed, self._grant_key, host=rpc.caller().host_id, writes=ImageId(image))
+
     async def _granted(self, signed: chunk_pb2.SignedGrant, image: ImageId) -> Digest:
         """The digest of the image's manifest. Raises GRANT_REFUSED, IMAGE_NOT_FOUND, IMAGE_NOT_ACTIVE."""
         grants.verify(signed, self._grant_key, host=rpc.caller().host_id, image=image)
@@ -66,15 +101,6 @@ class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
         if found is None:
             raise RemudaError(Reason.IMAGE_NOT_FOUND, f"image {image} does not exist")
         digest = found.manifest_digest
-        if found.state not in _READABLE or digest is None:
+        if found.state not in READABLE or digest is None:
             raise no_longer(found, "ACTIVE")
         return digest
-
-    async def _names_in(self, manifest: Digest) -> frozenset[Digest]:
-        names = self._names.pop(manifest, None)
-        if names is None:
-            names = frozenset((await self._content.manifest(manifest)).lengths())
-        self._names[manifest] = names
-        while len(self._names) > _KEPT_MANIFESTS:
-            self._names.popitem(last=False)
-        return names
