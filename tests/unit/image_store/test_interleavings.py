@@ -131,13 +131,13 @@ class MemoryBlobs:
         self._explorer = explorer
         self._version = 0
 
-    async def put(self, key: str, data: bytes, *, blind: bool = False) -> bool:
+    async def put(self, key: str, data: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         del blind
         await self._explorer.step(f"put {key[:16]}")
         if key in self.blobs:
             return False
         self._version += 1
-        self.blobs[key] = (data, self._version)
+        self.blobs[key] = (head + data, self._version)
         return True
 
     async def get(self, key: str) -> bytes:

@@ -7,13 +7,22 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
-from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
+from remuda_core.images.chunks import (
+    DamagedChunk,
+    Digest,
+    Stored,
+    decode,
+    digest_of,
+    encode,
+    pack_head,
+    unpack,
+)
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
 from remuda_image_store import ledger
 from remuda_image_store.blob_names import Names, Plain, View
 from remuda_image_store.blobs import Blob, Blobs
-from remuda_image_store.ledger import UPLOADS, Brought
+from remuda_image_store.ledger import UPLOADS, Brought, serialize_brought
 
 CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
@@ -43,12 +52,13 @@ class Content:
         # Asked first: compressing costs more than asking, and most chunks of a second image are known.
         if await self.size(key) is not None:
             return 0
-        blob = await asyncio.to_thread(lambda: pack(encode(data)))
-        return len(blob) if await self._put_new(key, blob) else 0
+        stored = await asyncio.to_thread(encode, data)
+        head = pack_head(stored)
+        return len(head) + len(stored.data) if await self._put_new(key, stored.data, head=head) else 0
 
     async def put_sent(self, digest: Digest, stored: Stored) -> None:
         """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
-        await self._put_new(chunk_key(digest), pack(stored), blind=True)
+        await self._put_new(chunk_key(digest), stored.data, head=pack_head(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
@@ -108,12 +118,12 @@ class Content:
                 raise
             return await self._blobs.get(instead)
 
-    async def _put_new(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
+    async def _put_new(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         if usable := candidates(key, self._names.now()):
-            return await self._put(usable[0], blob, blind=blind)
+            return await self._put(usable[0], blob, head=head, blind=blind)
         # Somebody may remove whatever has these names at any time.
         instead = f"{key}.{uuid.uuid4().hex[:12]}"
-        await self._put(instead, blob)
+        await self._put(instead, blob, head=head)
         await self._names.use_again(key, instead)
         return True
 
@@ -158,10 +168,6 @@ class Content:
 
     # --- ledgers of uploads ---
 
-    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
-        """What a host has sent."""
-        await self._put(key, ledger.serialize_brought(chunks))
-
     async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
         """Of a raw upload: chunks of the file from `offset` on, in order."""
         await self._put(ledger_key(image, segment, offset), ledger.serialize(digests))
@@ -176,9 +182,12 @@ class Content:
         blobs = [(int(key.rpartition("/")[2], 16), await self._blobs.get(key)) for key in keys]
         return [(offset, ledger.parse(blob)) for offset, blob in blobs]
 
-    async def _put(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
+    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
+        await self._put(key, serialize_brought(chunks))
+
+    async def _put(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         try:
-            return await self._blobs.put(key, blob, blind=blind)
+            return await self._blobs.put(key, blob, head=head, blind=blind)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error

@@ -22,6 +22,7 @@ from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.etcd.cache import PrefixCache
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
+from remuda_core.memory import keep_freed_memory
 from remuda_core.rpc.server import Service, ServiceServer, run_service
 from remuda_core.telemetry import logs
 from remuda_core.telemetry.http import telemetry_server
@@ -123,6 +124,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
 
 def main() -> None:
     settings = load_or_exit(Settings, sys.argv[1:], ENVIRONMENT)
+    keep_freed_memory()
     logs.configure(level=settings.log_level, service="image-store")
 
     async def run(stop: asyncio.Event) -> None:
