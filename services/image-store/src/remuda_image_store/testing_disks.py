@@ -13,6 +13,13 @@ def qemu_img(*arguments: object) -> None:
     subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, timeout=120)
 
 
+def qemu_io(qcow2: Path, *commands: str) -> None:
+    arguments = [f"-c{command}" for command in commands]
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", *arguments, str(qcow2)], check=True, capture_output=True, timeout=60
+    )
+
+
 def qcow2_of(disk: bytes, directory: Path, *options: str) -> bytes:
     raw, made = directory / "made.raw", directory / "made.qcow2"
     raw.write_bytes(disk)
