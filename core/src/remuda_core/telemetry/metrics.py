@@ -68,6 +68,7 @@ class Metrics:
         self._add_migrations(r)
         self._add_images(r)
         self._add_base_cache(r)
+        self._add_gc(r)
         self.agent_attached = Gauge(
             "remuda_agent_attached", "1 when this agent is attached to a leader.", registry=r
         )
@@ -172,6 +173,21 @@ class Metrics:
             pool,
             registry=r,
         )
+
+    def _add_gc(self, r: CollectorRegistry) -> None:
+        self.gc_passes = Counter(
+            "remuda_image_gc_passes", "Passes of garbage collection: done, failed.", ("result",), registry=r
+        )
+        self.gc_last_pass = Gauge(
+            "remuda_image_gc_last_pass_timestamp_seconds", "When this replica's last pass ended.", registry=r
+        )
+        self.gc_marked = Gauge(
+            "remuda_image_gc_marked_blobs", "Blobs that its last pass left marked for removal.", registry=r
+        )
+        self.gc_removed_blobs = Counter(
+            "remuda_image_gc_removed_blobs", "Blobs that nothing referred to, removed.", registry=r
+        )
+        self.gc_removed_bytes = Counter("remuda_image_gc_removed_bytes", "Their bytes.", registry=r)
 
     def rpc_started(self, *, method: str, kind: str) -> None:
         """`method` as gRPC names it, /package.Service/Method. Started less handled is in flight."""
