@@ -73,6 +73,15 @@ class Blobs:
             result = await obstore.get_async(self._store, key)
             return bytes(await result.bytes_async())
 
+    async def get_parted(self, key: str, head_bytes: int) -> tuple[bytes, bytes]:
+        """What `put` was given as `head`, and the rest. Raises FileNotFoundError."""
+        if self._root is not None:
+            return await asyncio.to_thread(local_files.get_parted, self._root / key, head_bytes)
+        with _answering():
+            result = await obstore.get_async(self._store, key)
+            blob = memoryview(await result.bytes_async())
+            return bytes(blob[:head_bytes]), bytes(blob[head_bytes:])
+
     async def exists(self, key: str) -> bool:
         return await self.size(key) is not None
 

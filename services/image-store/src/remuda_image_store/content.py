@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import (
+    HEAD_BYTES,
     DamagedChunk,
     Digest,
     Stored,
@@ -14,7 +15,7 @@ from remuda_core.images.chunks import (
     digest_of,
     encode,
     pack_head,
-    unpack,
+    unpack_parts,
 )
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
@@ -57,7 +58,7 @@ class Content:
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
         try:
-            return unpack(await self._blobs.get(chunk_key(digest)))
+            return unpack_parts(*await self._blobs.get_parted(chunk_key(digest), HEAD_BYTES))
         except (FileNotFoundError, DamagedChunk) as error:
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
 

@@ -75,18 +75,17 @@ class ImageHandler(ImageServiceServicer):
         return await self._stores.get_upload(pb.GetUploadRequest(name=image.name))
 
     async def UploadImage(
-        self, request_iterator: AsyncIterator[pb.UploadImageRequest], context: Context
+        self, request_iterator: AsyncIterator[Any], context: Context
     ) -> pb.UploadImageResponse:
-        first = await anext(request_iterator, None)
+        # The others are serialized: see FORWARDED.
+        first: pb.UploadImageRequest | None = await anext(request_iterator, None)
         if first is None:
             raise invalid_argument("name", "the first frame names the image")
         image = await self._reads.image(first.name)
         first.name = image.name
         return await self._stores.upload(first, request_iterator)
 
-    async def DownloadImage(
-        self, request: pb.DownloadImageRequest, context: Context
-    ) -> AsyncIterator[pb.DownloadImageResponse]:
+    async def DownloadImage(self, request: pb.DownloadImageRequest, context: Context) -> AsyncIterator[Any]:
         image = await self._reads.image(request.name)
         asked = pb.DownloadImageRequest(name=image.name, offset=request.offset, format=request.format)
         async for frame in self._stores.download(asked):
