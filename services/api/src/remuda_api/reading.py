@@ -156,7 +156,7 @@ class Reads:
         return network_message(entry, ports=sum(1 for _ in self._caches.ports.items(prefix=prefix)))
 
     async def image_entry(self, name: str, *, newest: bool = False) -> Entry[image_records.ImageRecord]:
-        """Whether the caller may see it is for the caller of this to ask. `newest`: from etcd, not a cache."""
+        """Whether the caller may see it is another question. `newest`: from etcd, not from a cache."""
         found = await self._resolver.image(name)
         key = self._keys.image(found.image)
         cached = None if newest else self._caches.images.get(key)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import (
+    HEAD_BYTES,
     DamagedChunk,
     Digest,
     Stored,
@@ -15,7 +16,7 @@ from remuda_core.images.chunks import (
     digest_of,
     encode,
     pack_head,
-    unpack,
+    unpack_parts,
 )
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
@@ -63,7 +64,7 @@ class Content:
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
         try:
-            return unpack(await self._get(chunk_key(digest)))
+            return unpack_parts(*await self._get_parted(chunk_key(digest)))
         except (FileNotFoundError, DamagedChunk) as error:
             self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
@@ -117,6 +118,16 @@ class Content:
             if instead is None:
                 raise
             return await self._blobs.get(instead)
+
+    async def _get_parted(self, key: str) -> tuple[bytes, bytes]:
+        """As `_get`, for a chunk: its head apart from its bytes."""
+        try:
+            return await self._blobs.get_parted(key, HEAD_BYTES)
+        except FileNotFoundError:
+            instead = await self._names.look_up(key)
+            if instead is None:
+                raise
+            return await self._blobs.get_parted(instead, HEAD_BYTES)
 
     async def _put_new(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         if usable := candidates(key, self._names.now()):

@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from remuda_core.images.disk import sync_directory
+from remuda_core.images.disk import read_at, sync_directory
 
 TEMPORARY = ".tmp"
 # Times that a writer begins, which may have stood still for so long that its temporary file was removed.
@@ -58,6 +58,13 @@ def _write_patiently(root: Path, path: Path, head: bytes, data: bytes) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
     return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
+
+
+def get_parted(path: Path, head_bytes: int) -> tuple[bytes, bytes]:
+    """Read apart, so that the longer part is not copied once more."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        return read_at(file.fileno(), 0, head_bytes), read_at(file.fileno(), head_bytes, size - head_bytes)
 
 
 def _write(temporary: Path, path: Path, head: bytes, data: bytes) -> bool:
