@@ -49,9 +49,9 @@ from remuda_lab.guest import ConfigDrive, GuestImage, Nic, write_config_drive
 from remuda_lab.guest.disk import partition_entry
 from remuda_lab.guest_view import GuestView
 from remuda_lab.lab import Lab
-from remuda_lab.testing import bare_lab, guest_image
+from remuda_lab.testing import guest_image, running_lab
 
-__all__ = ["bare_lab", "guest_image"]
+__all__ = ["guest_image"]
 
 MIB = 1 << 20
 DISK_BYTES = 2 << 30
@@ -195,9 +195,15 @@ ADDRESS = IPv4Address("10.78.0.44")
 MAC = "52:54:00:12:99:44"
 
 
-@pytest.fixture(scope="module")
-def running_guest(bare_lab: Lab, guest_image: GuestImage) -> Iterator[Guest]:
-    pool = Pool(name="local", path=bare_lab.paths.root / "pool")
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    with running_lab("snapshots", hosts=1) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def running_guest(lab: Lab, guest_image: GuestImage) -> Guest:
+    pool = Pool(name="local", path=lab.paths.root / "pool")
     pool.path.mkdir()
     pools = Pools([pool])
     pools.prepare()
@@ -211,12 +217,12 @@ def running_guest(bare_lab: Lab, guest_image: GuestImage) -> Iterator[Guest]:
     nic = Nic(mac=MAC, address=IPv4Interface(f"{ADDRESS}/24"))
     write_config_drive(paths.config_drive, ConfigDrive(uuid=instance, hostname="guest", nics=(nic,)))
     guest = Guest(
-        lab=bare_lab,
+        lab=lab,
         pools=pools,
         paths=paths,
         base=base,
         manifest=manifest,
-        uri=bare_lab.host("host1").libvirt_uri,
+        uri=lab.host("host1").libvirt_uri,
         description=DomainDescription(
             instance_id=instance,
             title="a guest whose disk is read",
@@ -230,14 +236,8 @@ def running_guest(bare_lab: Lab, guest_image: GuestImage) -> Iterator[Guest]:
             nics=(DomainNic(mac_address=MAC, bridge="br0"),),
         ),
     )
-    connection = libvirt.open(guest.uri)
-    domain = connection.defineXML(domain_xml.build(guest.description, _PLATFORM))
-    yield guest
-    if domain.isActive():
-        domain.destroy()
-    domain.undefineFlags(
-        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    )
+    libvirt.open(guest.uri).defineXML(domain_xml.build(guest.description, _PLATFORM))
+    return guest
 
 
 @pytest.fixture
@@ -257,7 +257,9 @@ def _base(raw: Path, bases: Path) -> tuple[Path, Manifest]:
     with files.open("r+b") as partition:
         partition.truncate(FILES_BYTES)
     mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
-    subprocess.run([mke2fs, "-q", "-t", "ext4", "-F", files], check=True)
+    # The guest's kernel would write over all of it later, and touch it.
+    now = "lazy_itable_init=0,lazy_journal_init=0"
+    subprocess.run([mke2fs, "-q", "-t", "ext4", "-E", now, "-F", files], check=True)
     entry = partition_entry(
         bootable=False, kind=0x83, start_mib=FILES_START // MIB, size_mib=FILES_BYTES // MIB
     )

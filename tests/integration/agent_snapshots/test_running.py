@@ -22,10 +22,11 @@ from remuda_agent.disks.makers import ProgramDiskMaker
 from remuda_agent.hypervisor.libvirt import open_libvirt
 from remuda_agent.snapshots.moments import SCRATCH
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.images.chunks import CHUNK_BYTES, HOLE, Digest
+from remuda_core.images.chunks import Digest
 from remuda_core.testing.waiting import wait_for
 
 from tests.integration.agent_snapshots.conftest import FILES_BYTES, FILES_START, MIB, TCG, file_in, fsck
+from tests.integration.agent_snapshots.pictures import laid_down, same, store_of
 from tests.unit.agent_snapshots.stores import MemoryStore
 
 if TYPE_CHECKING:
@@ -36,33 +37,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 NONE, REQUIRED = SnapshotInstanceRequest.QUIESCE_NONE, SnapshotInstanceRequest.QUIESCE_REQUIRED
 RAW_START = FILES_START + FILES_BYTES + 64 * MIB
 """Of the disk, behind everything that has a file system."""
-
-
-def store_of(guest: Guest) -> MemoryStore:
-    return MemoryStore(known=set(guest.manifest.digests))
-
-
-def laid_down(store: MemoryStore, guest: Guest, path: Path) -> Path:
-    """The image that was committed last, as a raw file; chunks that were not sent come from the base."""
-    manifest = store.committed[-1].manifest
-    places = {digest: index for index, digest in enumerate(guest.manifest.digests)}
-    with guest.base.open("rb") as base, path.open("wb") as raw:
-        raw.truncate(manifest.virtual_bytes)
-        for index, digest in enumerate(manifest.digests):
-            if digest != HOLE:
-                data = store.chunks.get(digest)
-                if data is None:
-                    base.seek(places[digest] * CHUNK_BYTES)
-                    data = base.read(CHUNK_BYTES)
-                raw.seek(index * CHUNK_BYTES)
-                raw.write(data)
-    return path
-
-
-def same(raw: Path, guest: Guest) -> None:
-    """As the disk's file is now, to the last byte."""
-    arguments = ["qemu-img", "compare", "--force-share", "-f", "raw", "-F", "qcow2"]
-    subprocess.run([*arguments, raw, guest.paths.disk], check=True, stdout=subprocess.DEVNULL)
 
 
 async def test_a_running_guest_is_frozen_for_a_moment_and_its_image_is_clean(
