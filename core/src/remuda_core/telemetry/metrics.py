@@ -69,6 +69,7 @@ class Metrics:
         self._add_images(r)
         self._add_base_cache(r)
         self._add_gc(r)
+        self._add_repairs(r)
         self.agent_attached = Gauge(
             "remuda_agent_attached", "1 when this agent is attached to a leader.", registry=r
         )
@@ -133,6 +134,14 @@ class Metrics:
             "Image bytes moved: uploaded, fetched...",
             ("kind",),
             registry=r,
+        )
+
+    def _add_repairs(self, r: CollectorRegistry) -> None:
+        self.image_damaged_chunks = Gauge(
+            "remuda_image_damaged_chunks", "Chunks in the image store that are damaged or lost.", registry=r
+        )
+        self.image_chunks_repaired = Counter(
+            "remuda_image_chunks_repaired", "Damaged chunks that hosts have made good.", registry=r
         )
 
     def _add_base_cache(self, r: CollectorRegistry) -> None:

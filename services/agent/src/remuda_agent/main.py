@@ -25,6 +25,7 @@ from remuda_core.telemetry.metrics import Metrics
 
 from remuda_agent.attach import Attachment, HostIdentity
 from remuda_agent.base_cache.cache import BaseCache
+from remuda_agent.base_cache.offering import ChunkOffers
 from remuda_agent.base_cache.promises import Promises
 from remuda_agent.console import ConsoleReader
 from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
@@ -202,6 +203,13 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 base_turns=base_turns,
                 receipts=Receipts(settings.state_dir),
                 host_id=host,
+            ),
+            offers=ChunkOffers(
+                pools=pools,
+                turns=base_turns,
+                promises=promises,
+                leaders=leaders,
+                stores=[ChunkServiceStub(channel) for channel in stores.values()],
             ),
             console=ConsoleReader(settings.console_dir),
             boot_id=boot_id,
