@@ -64,17 +64,25 @@ async def test_a_stranger_cannot_tell_a_private_image_from_none_whatever_is_call
     """Every rpc that takes an image's name; reads answer alike, and what writes never looks at all."""
     eve = cluster.client("user/eve;project:eve", at=1)
     private = await cluster.add_image(name="secret")
+    own = await cluster.add_image(project="eve", name="own")
+    await eve.instances.CreateInstance(launch_in("eve", pieces, "taken", own))
     if by == "uid":
         there, absent = private, f"projects/demo/images/{uuid.uuid4()}"
     else:
         there, absent = "projects/demo/images/secret", "projects/demo/images/absent"
 
     async def answers(name: str) -> list[tuple[str, RemudaError]]:
+        # What else is wrong with a launch must not come first for one of them only.
+        launches = [launch_in("eve", pieces, "web", name) for _ in range(5)]
+        launches[1].instance.flavor = "flavors/none"
+        launches[2].instance.network_interfaces[0].network = "networks/none"
+        launches[3].instance.display_name = "taken"
+        launches[4].validate_only = True
         delete, asked = image_pb2.DeleteImageRequest(name=name), image_pb2.GetUploadRequest(name=name)
         calls: list[tuple[str, Awaitable[object]]] = [
             ("GetImage", get(eve, name)),
             ("DownloadImage", download(eve, name)),
-            ("CreateInstance", eve.instances.CreateInstance(launch_in("eve", pieces, "web", name))),
+            *(("CreateInstance", eve.instances.CreateInstance(launch)) for launch in launches),
             ("UpdateImage", change(eve, name, visibility=SHARED, shared_with=["projects/eve"])),
             ("DeleteImage", eve.images.DeleteImage(delete)),
             ("GetUpload", eve.images.GetUpload(asked)),
@@ -90,7 +98,7 @@ async def test_a_stranger_cannot_tell_a_private_image_from_none_whatever_is_call
         told = (error.reason, error.message, dict(error.metadata), error.resource, error.violations)
         none = (other.reason, other.message.replace(absent, there), dict(other.metadata))
         assert told == (*none, other.resource.replace(absent, there), other.violations), rpc
-    assert await seen(eve, "eve", include_visible=True) == []
+    assert await seen(eve, "eve", include_visible=True) == ["own"]
     foreign = image_pb2.ListImagesRequest(parent="projects/demo", include_visible=True)
     assert (await refusal(eve.images.ListImages(foreign))).reason is Reason.PERMISSION_DENIED
     assert stores.first.names == []
@@ -111,7 +119,8 @@ async def test_a_shared_image_is_seen_downloaded_and_booted_from_by_the_projects
     found = await get(bob, image)
     assert (found.name, found.display_name, found.virtual_bytes) == (image, "golden", GIB)
     assert (await get(bob, "projects/demo/images/golden")).uid == found.uid
-    assert await download(bob, image) > 0
+    assert await download(bob, "projects/demo/images/golden") > 0
+    assert stores.first.names == [image], "the store is asked by the owner's name, and trusts the gateway"
     assert await seen(bob, "other", include_visible=True) == ["golden"]
     assert await seen(bob, "other") == []
     operation = await bob.instances.CreateInstance(launch_in("other", pieces, "web", image))
@@ -125,6 +134,9 @@ async def test_a_shared_image_is_seen_downloaded_and_booted_from_by_the_projects
         upload(bob, nothing_more_than(image)),
     ):
         assert (await refusal(write)).reason is Reason.PERMISSION_DENIED
+    await change(alice, image, visibility=PRIVATE)
+    taken_back = await refusal(download(bob, image))
+    assert taken_back.reason is Reason.IMAGE_NOT_FOUND, "at once, whatever the gateway's caches show"
 
 
 async def caught_up(cluster: Cluster) -> None:

@@ -155,11 +155,12 @@ class Reads:
         prefix = self._keys.ports(NetworkId(entry.value.id))
         return network_message(entry, ports=sum(1 for _ in self._caches.ports.items(prefix=prefix)))
 
-    async def image_entry(self, name: str) -> Entry[image_records.ImageRecord]:
-        """Whether the caller may see it is for the caller of this to ask."""
+    async def image_entry(self, name: str, *, newest: bool = False) -> Entry[image_records.ImageRecord]:
+        """Whether the caller may see it is another question. `newest`: from etcd, not from a cache."""
         found = await self._resolver.image(name)
         key = self._keys.image(found.image)
-        entry = await self._entry(self._caches.images, key, image_records.ImageRecord)
+        cached = None if newest else self._caches.images.get(key)
+        entry = cached or await self._stored(key, image_records.ImageRecord)
         if entry is None or entry.value.project != found.project:
             raise not_found(name)
         return entry
@@ -190,8 +191,8 @@ class Reads:
         return self._usage[1]
 
     async def _entry(self, cache: PrefixCache[M], key: str, kind: type[M]) -> Entry[M] | None:
-        entry = cache.get(key)
-        if entry is not None:
-            return entry
+        return cache.get(key) or await self._stored(key, kind)
+
+    async def _stored(self, key: str, kind: type[M]) -> Entry[M] | None:
         kv = await self._etcd.get(key)
         return entry_of(kv, kind) if kv is not None else None

@@ -80,12 +80,15 @@ class Blobs:
             return bytes(await result.bytes_async())
 
     async def exists(self, key: str) -> bool:
+        return await self.size(key) is not None
+
+    async def size(self, key: str) -> int | None:
+        """In bytes; None: it is not there."""
         with _answering():
             try:
-                await obstore.head_async(self._store, key)
+                return (await obstore.head_async(self._store, key))["size"]
             except FileNotFoundError:
-                return False
-        return True
+                return None
 
     async def delete(self, keys: Iterable[str]) -> None:
         """Keys that are gone already are no error."""

@@ -2,17 +2,18 @@
 
 import asyncio
 import errno
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
+from remuda_image_store import ledger
 from remuda_image_store.blobs import Blob, Blobs
-from remuda_image_store.ledger import Brought, serialize_brought
+from remuda_image_store.ledger import UPLOADS, Brought, serialize_brought
 
-CHUNKS, MANIFESTS, UPLOADS = "chunks/", "manifests/", "uploads/"
+CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
 _CHECKS_AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -58,17 +59,21 @@ class Content:
         except DamagedChunk as error:
             raise _lost(str(error)) from error
 
-    async def lacking(self, digests: Collection[Digest]) -> set[Digest]:
-        """Those that are not in the store."""
+    async def sizes(self, digests: Collection[Digest]) -> dict[Digest, int]:
+        """Bytes of those that are in the store, as they are stored."""
         at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
-        async def lacks(digest: Digest) -> bool:
+        async def size(digest: Digest) -> int | None:
             async with at_once:
-                return not await self._blobs.exists(chunk_key(digest))
+                return await self._blobs.size(chunk_key(digest))
 
         ordered = list(digests)
-        answers = await asyncio.gather(*map(lacks, ordered))
-        return {digest for digest, lacks_it in zip(ordered, answers, strict=True) if lacks_it}
+        answers = await asyncio.gather(*map(size, ordered))
+        return {digest: size for digest, size in zip(ordered, answers, strict=True) if size is not None}
+
+    async def lacking(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those that are not in the store."""
+        return set(digests) - (await self.sizes(digests)).keys()
 
     async def delete_chunks(self, digests: Collection[Digest]) -> None:
         await self._blobs.delete(map(chunk_key, digests))
@@ -116,6 +121,20 @@ class Content:
 
     # --- ledgers of uploads ---
 
+    async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
+        """Chunks of the file from `offset` on, in order."""
+        await self._put(ledger_key(image, segment, offset), ledger.serialize(digests))
+
+    async def delete_ledger(self, image: ImageId, segment: str, offset: int) -> None:
+        await self._blobs.delete([ledger_key(image, segment, offset)])
+
+    async def ledgers(self, image: ImageId, segment: str) -> list[tuple[int, list[Digest]]]:
+        """(offset in the file, chunks from there) in order; one may be there that was never recorded."""
+        prefix = ledger.segment_prefix(image, segment).rstrip("/")
+        keys = sorted([blob.key async for blob in self._blobs.list(prefix)])
+        blobs = [(int(key.rpartition("/")[2], 16), await self._blobs.get(key)) for key in keys]
+        return [(offset, ledger.parse(blob)) for offset, blob in blobs]
+
     async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
         await self._put(key, serialize_brought(chunks))
 
@@ -141,6 +160,10 @@ def manifest_key(digest: Digest) -> str:
 def part_key(image: ImageId, segment: str, offset: int) -> str:
     # Zero-padded: the order of the names is that of the bytes.
     return f"{UPLOADS}{image}/{segment}/{offset:016x}"
+
+
+def ledger_key(image: ImageId, segment: str, offset: int) -> str:
+    return f"{ledger.segment_prefix(image, segment)}{offset:016x}"
 
 
 def _lost(message: str) -> RemudaError:

@@ -112,19 +112,21 @@ class Images:
         request = image_pb2.GetUploadRequest(name=sample.name)
         return (await self.stub.GetUpload(request, **self.options)).committed_bytes
 
-    async def download(self, sample: "Sample | Blank", offset: int = 0) -> bytes:
-        """The virtual disk from `offset` on, put together as a client does."""
+    async def download(
+        self, sample: "Sample | Blank", offset: int = 0, form: "image_pb2.Image.Format.ValueType" = RAW
+    ) -> bytes:
+        """The virtual disk, or that file of it, from `offset` on, put together as a client does."""
         disk = bytearray()
-        for frame in await self.frames(sample, offset):
+        for frame in await self.frames(sample, offset, form):
             if frame.offset != offset + len(disk):
                 raise ValueError(f"a frame begins at {frame.offset}, not at {offset + len(disk)}")
             disk += frame.data or bytes(frame.zero_bytes)
         return bytes(disk)
 
     async def frames(
-        self, sample: "Sample | Blank", offset: int = 0
+        self, sample: "Sample | Blank", offset: int = 0, form: "image_pb2.Image.Format.ValueType" = RAW
     ) -> list[image_pb2.DownloadImageResponse]:
-        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset)
+        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset, format=form)
         return [frame async for frame in self.stub.DownloadImage(request, **self.options)]
 
 

@@ -11,7 +11,7 @@ from remuda_core.etcd import ops
 from remuda_core.ids import ImageId
 
 from remuda_api.admission.etags import check_etag
-from remuda_api.admission.image_updates import check_sharing
+from remuda_api.admission.image_updates import PROPERTIES, check_sharing
 from remuda_api.admission.mutations import Answer, Mutations, Plan
 from remuda_api.admission.new_images import plan_image
 from remuda_api.admission.operations import now
@@ -19,17 +19,7 @@ from remuda_api.admission.requests import Call
 from remuda_api.admission.resolving import Resolver, check_display_name
 
 # What a client says about the image; everything else is the store's to find out.
-_GIVEN = (
-    "display_name",
-    "format",
-    "file_bytes",
-    "sha256",
-    "min_disk_gib",
-    "min_memory_mib",
-    "architecture",
-    "guest_agent",
-    "rescue",
-)
+_GIVEN = ("display_name", "format", "file_bytes", "sha256", *PROPERTIES)
 
 
 class ImageAdmission:

@@ -102,16 +102,18 @@ class ImageHandler(ImageServiceServicer):
     async def DownloadImage(
         self, request: pb.DownloadImageRequest, context: Context
     ) -> AsyncIterator[pb.DownloadImageResponse]:
-        # The store takes the gateway's word for it that the caller may read this image.
+        # The store takes the gateway's word for it that the caller may read this image: etcd is asked, since
+        # a cache that has lost its watch would go on sharing what was taken back.
+        entry = await self._readable(request.name, newest=True)
         asked = pb.DownloadImageRequest()
         asked.CopyFrom(request)
-        asked.name = image_message(await self._readable(request.name)).name
+        asked.name = image_message(entry).name
         async for frame in self._stores.download(asked):
             yield frame
 
-    async def _readable(self, name: str) -> Row:
+    async def _readable(self, name: str, *, newest: bool = False) -> Row:
         """Raises IMAGE_NOT_FOUND, in the same words for what is not there and for what is not shared."""
-        entry = await self._reads.image_entry(name)
+        entry = await self._reads.image_entry(name, newest=newest)
         if not readable_by(caller(), entry.value):
             raise not_found(name)
         return entry
