@@ -4,22 +4,26 @@ import asyncio
 import random
 import signal
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import pytest
 from remuda.image.v1 import chunk_pb2, image_pb2, source_pb2
+from remuda.store.v1 import gc_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, ImageId
-from remuda_core.images.chunks import CHUNK_BYTES, Digest, encode
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of, encode, pack
 from remuda_core.images.fetch import ImageFetcher
 from remuda_core.images.manifest import Manifest
 from remuda_core.images.upload import ChunkUploader
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
+from remuda_image_store.content import chunk_key
+from remuda_image_store.known_chunks import Ledgers
+from remuda_image_store.ledger import Brought
 from remuda_image_store.testing import PROJECT, Blank, Cloud, Sample, cut, noise
 
 CRASH = source_pb2.ImageSource.CONSISTENCY_CRASH
@@ -57,6 +61,20 @@ async def send(filler: ChunkUploader, disk: bytes) -> Manifest:
     lacking = await filler.lacking(manifest.digests)
     await filler.write([(digest, chunks[digest]) for digest in lacking])
     return manifest
+
+
+def whole_chunk(data: bytes) -> list[chunk_pb2.WriteChunksRequest]:
+    """Its frames, without a grant."""
+    return [
+        chunk_pb2.WriteChunksRequest(
+            digest=digest_of(data),
+            data=data[at : at + MIB],
+            last=at + MIB == len(data),
+            encoding=chunk_pb2.ReadChunksResponse.ENCODING_IDENTITY,
+            plain_bytes=len(data),
+        )
+        for at in range(0, len(data), MIB)
+    ]
 
 
 async def test_only_what_no_readable_image_has_is_sent_and_the_image_is_the_disk(
@@ -273,23 +291,18 @@ async def test_an_image_that_is_deleted_while_chunks_arrive_keeps_no_ledger(
     cloud: Cloud, host: HostId
 ) -> None:
     chunks, blank = await cloud.chunks(await cloud.serve(), host), await cloud.blank()
-    manifest, pieces = cut(noise(14, 2 * MIB))
-    (digest,), (data,) = manifest.digests, pieces.values()
     call = chunks.WriteChunks()
-    frame = chunk_pb2.WriteChunksRequest(
-        grant=cloud.grant(host, fills=blank),
-        image_id=blank.id,
-        digest=digest,
-        data=data[:MIB],
-        encoding=chunk_pb2.ReadChunksResponse.ENCODING_IDENTITY,
-        plain_bytes=2 * MIB,
-    )
-    await call.write(frame)
+    head = chunk_pb2.WriteChunksRequest(grant=cloud.grant(host, fills=blank), image_id=blank.id)
+    for frame in whole_chunk(noise(14, CHUNK_BYTES)):
+        frame.MergeFrom(head)
+        await call.write(frame)
+        head.Clear()
+    # By then the image has been looked at, and was there.
+    await wait_for(lambda: cloud.blobs("chunks"), timeout=60)
     await cloud.delete(blank)
     await cloud.wait_gone(blank)
-    frame.data, frame.last = data[MIB:], True
-    frame.ClearField("grant")
-    await call.write(frame)
+    for frame in whole_chunk(noise(15, CHUNK_BYTES)):
+        await call.write(frame)
     await call.done_writing()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -332,18 +345,10 @@ async def test_a_write_that_is_killed_half_way_loses_nothing_that_was_answered(
     await filler.write(answered)
     call = (await cloud.chunks(addresses[0], host)).WriteChunks()
     head = chunk_pb2.WriteChunksRequest(grant=cloud.grant(host, fills=blank), image_id=blank.id)
-    for digest, data in half:
-        for at in range(0, CHUNK_BYTES, MIB):
-            head.MergeFrom(
-                chunk_pb2.WriteChunksRequest(
-                    digest=digest,
-                    data=data[at : at + MIB],
-                    last=at + MIB == CHUNK_BYTES,
-                    encoding=chunk_pb2.ReadChunksResponse.ENCODING_IDENTITY,
-                    plain_bytes=CHUNK_BYTES,
-                )
-            )
-            await call.write(head)
+    for _, data in half:
+        for frame in whole_chunk(data):
+            frame.MergeFrom(head)
+            await call.write(frame)
             head.Clear()
     await wait_for(lambda: len(cloud.blobs("chunks")) == 4, timeout=60)
     first.kill()
@@ -382,3 +387,45 @@ async def test_a_commit_that_is_killed_is_finished_by_another_replica(
     assert await usage(cloud) == (len(disk), len(disk))
     assert await (await cloud.images(address)).download(blank) == disk
     assert cloud.blobs("uploads") == set()
+
+
+async def test_a_chunk_that_is_removed_before_its_ledger_is_written_is_not_answered_for(
+    cloud: Cloud, host: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, blank, disk = await cloud.serve(), await cloud.blank(), noise(18, CHUNK_BYTES)
+    filler = await uploader(cloud, host, blank, address)
+    add = Ledgers.add
+    times: list[int] = []
+
+    async def after_a_removal(self: Ledgers, image: ImageId, chunks: Collection[Brought]) -> str:
+        if not times:
+            for path in (cloud.directory / "backend/chunks").rglob("*/*"):
+                path.unlink()
+        times.append(len(chunks))
+        return await add(self, image, chunks)
+
+    monkeypatch.setattr(Ledgers, "add", after_a_removal)
+    manifest = await send(filler, disk)
+    assert times == [1, 1]
+    assert await filler.lacking(manifest.digests) == set()
+    await committed(filler, manifest)
+    assert await (await cloud.images(address)).download(blank) == disk
+
+
+async def test_a_chunk_that_is_on_its_way_out_is_kept_under_another_name(cloud: Cloud, host: HostId) -> None:
+    address, blank, disk = await cloud.serve(), await cloud.blank(), noise(19, CHUNK_BYTES)
+    digest = digest_of(disk)
+    blob = cloud.directory / "backend" / chunk_key(digest)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(pack(encode(disk)))
+    # As one that removes garbage leaves it, which was killed or stopped in front of the removal.
+    doom = gc_pb2.DoomRecord(names=[chunk_key(digest)])
+    doom.time.GetCurrentTime()
+    await cloud.etcd.put(cloud.keys.doomed(str(uuid.uuid4())), doom.SerializeToString())
+    filler = await uploader(cloud, host, blank, address)
+    manifest = await send(filler, disk)
+    # It goes on.
+    blob.unlink()
+    assert await filler.lacking(manifest.digests) == set()
+    await committed(filler, manifest)
+    assert await (await cloud.images(address)).download(blank) == disk
