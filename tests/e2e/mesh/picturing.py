@@ -16,6 +16,7 @@ from remuda.compute.v1.instance_pb2 import Instance
 from remuda.compute.v1.snapshot_pb2 import SnapshotInstanceRequest
 from remuda.image.v1.image_pb2 import GetImageRequest, Image
 from remuda.image.v1.image_pb2_grpc import ImageServiceStub
+from remuda_lab.errors import LabError
 from remuda_lab.mesh import CALL_SECONDS, Guest, Mesh, unpack_metadata
 from remuda_lab.waiting import wait_for
 
@@ -45,6 +46,21 @@ def _agent(mesh: Mesh, guest: Guest, command: str, arguments: dict[str, Any]) ->
     answer = json.loads(mesh.lab.host(guest.host()).virsh("qemu-agent-command", guest.uid, words))
     found: dict[str, Any] = answer["return"]
     return found
+
+
+def silence_agent(mesh: Mesh, guest: Guest) -> None:
+    """The guest's agent stops for good: a shell that outlives the answer sees to it."""
+    in_guest(mesh, guest, "(sleep 1; killall -STOP qemu-ga) >/dev/null 2>&1 &")
+    host, ping = mesh.lab.host(guest.host()), json.dumps({"execute": "guest-ping"})
+
+    def silent() -> bool:
+        try:
+            host.virsh("qemu-agent-command", guest.uid, ping, "--timeout", "3")
+        except LabError:
+            return True
+        return False
+
+    wait_for(f"the agent of {guest.name} is silent", silent, timeout=PATIENCE, interval=0.5)
 
 
 def paused(mesh: Mesh, guest: Guest) -> None:
@@ -78,10 +94,21 @@ def made(mesh: Mesh, operation: str) -> Image:
     ended = mesh.wait_done(operation, timeout=PATIENCE)
     image = answered(ended)
     assert image.name == unpack_metadata(ended).image
-    stub = ImageServiceStub(mesh.channel)
-    shown = stub.GetImage(GetImageRequest(name=image.name), timeout=CALL_SECONDS)
+    shown = image_named(mesh, image.name)
     assert (shown.state, shown.source) == (Image.STATE_ACTIVE, image.source)
     return image
+
+
+def image_named(mesh: Mesh, name: str) -> Image:
+    """By resource name."""
+    return ImageServiceStub(mesh.channel).GetImage(GetImageRequest(name=name), timeout=CALL_SECONDS)
+
+
+def percents(mesh: Mesh, operation: str) -> list[int]:
+    """As they are told until it ends."""
+    request = operation_pb2.WatchOperationRequest(name=operation)
+    watched = mesh.watches.WatchOperation(request, timeout=PATIENCE)
+    return [unpack_metadata(message.operation).progress.percent for message in watched]
 
 
 def answered(ended: operations_pb2.Operation) -> Image:
