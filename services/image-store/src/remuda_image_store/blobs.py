@@ -23,6 +23,8 @@ from remuda_image_store import local_files
 class Blob(NamedTuple):
     key: str
     size_bytes: int
+    version: str = ""
+    """Tells a blob from another one that had the same key before."""
 
 
 class Space(NamedTuple):
@@ -110,7 +112,13 @@ class Blobs:
                 return
             for meta in page:
                 if not meta["path"].startswith(local_files.TEMPORARY):
-                    yield Blob(meta["path"], meta["size"])
+                    version = meta["e_tag"] or meta["last_modified"].isoformat()
+                    yield Blob(meta["path"], meta["size"], version)
+
+    def drop_temporary(self, older_than_seconds: float) -> None:
+        """Files of writers that were killed. Blocks."""
+        if self._root is not None:
+            local_files.drop_temporary(self._root, older_than_seconds)
 
     def space(self) -> Space | None:
         """None where the backend does not tell."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from remuda_core.images.disk import read_at, sync_directory
 
 TEMPORARY = ".tmp"
-# A writer that stood still for so long finds its file gone, and fails.
-_TEMPORARY_SECONDS = 24 * 3600
+# Times that a writer begins, which may have stood still for so long that its temporary file was removed.
+_WRITES = 5
 _DIRECT_FROM_BYTES = 256 << 10
 # Of every disk there is, and of the buffer in memory.
 _ALIGNED = 4096
@@ -28,9 +28,13 @@ _buffers = threading.local()
 
 
 def open_root(root: Path) -> None:
-    """Made if need be; leftovers of killed writers go."""
+    """Made if need be."""
     (root / TEMPORARY).mkdir(parents=True, exist_ok=True)
-    oldest = time.time() - _TEMPORARY_SECONDS
+
+
+def drop_temporary(root: Path, older_than_seconds: float) -> None:
+    """What killed writers have left."""
+    oldest = time.time() - older_than_seconds
     for path in (root / TEMPORARY).iterdir():
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < oldest:
@@ -43,7 +47,7 @@ def put(root: Path, key: str, head: bytes, data: bytes, *, blind: bool) -> bool:
     _make_directory(path.parent, root)
     new = blind or not path.exists()
     if new:
-        new = _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
+        new = _write_patiently(root, path, head, data)
     # Also for a name that was there: whoever linked it may not have come to this point yet.
     sync_directory(path.parent)
     return new
@@ -54,6 +58,13 @@ def get_parted(path: Path, head_bytes: int) -> tuple[bytes, bytes]:
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         return read_at(file.fileno(), 0, head_bytes), read_at(file.fileno(), head_bytes, size - head_bytes)
+
+
+def _write_patiently(root: Path, path: Path, head: bytes, data: bytes) -> bool:
+    for _ in range(_WRITES - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
+    return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
 
 
 def _write(temporary: Path, path: Path, head: bytes, data: bytes) -> bool:
