@@ -39,6 +39,13 @@ def hosts(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def images(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Those of other projects too, as far as they may be used."""
+    return _proposals(
+        ctx, incomplete, lambda gateway: (m.display_name for m in gateway.list_images(visible=True))
+    )
+
+
+def own_images(ctx: typer.Context, incomplete: str) -> list[str]:
     return _proposals(ctx, incomplete, lambda gateway: (m.display_name for m in gateway.list_images()))
 
 

@@ -18,6 +18,7 @@ from remuda.compute.v1 import (
     network_pb2,
     network_pb2_grpc,
     operation_pb2_grpc,
+    quota_pb2_grpc,
 )
 from remuda.image.v1 import image_pb2, image_pb2_grpc
 
@@ -39,6 +40,7 @@ class Gateway:
         self.images = image_pb2_grpc.ImageServiceStub(channel)
         self.flavors = flavor_pb2_grpc.FlavorServiceStub(channel)
         self.networks = network_pb2_grpc.NetworkServiceStub(channel)
+        self.quotas = quota_pb2_grpc.QuotaServiceStub(channel)
         self.migrations = migration_pb2_grpc.MigrationServiceStub(channel)
         self.operations = operations_pb2_grpc.OperationsStub(channel)
         self.watches = operation_pb2_grpc.OperationServiceStub(channel)
@@ -62,8 +64,11 @@ class Gateway:
     def list_hosts(self) -> Iterator[host_pb2.Host]:
         return self._pages(self.hosts.ListHosts, host_pb2.ListHostsRequest(page_size=PAGE_SIZE), "hosts")
 
-    def list_images(self) -> Iterator[image_pb2.Image]:
-        request = image_pb2.ListImagesRequest(parent=self.project, page_size=PAGE_SIZE)
+    def list_images(self, *, visible: bool = False) -> Iterator[image_pb2.Image]:
+        """`visible`: those of other projects too, that are public or shared with this one."""
+        request = image_pb2.ListImagesRequest(
+            parent=self.project, page_size=PAGE_SIZE, include_visible=visible
+        )
         return self._pages(self.images.ListImages, request, "images")
 
     def list_flavors(self) -> Iterator[flavor_pb2.Flavor]:

@@ -10,16 +10,19 @@ from remuda_cli.commands import (
     flavor,
     host,
     image,
+    image_sharing,
     instance,
     instance_check,
     instance_migration,
     instance_reconcile,
+    instance_snapshot,
     instance_views,
     migration,
     migration_commands,
     migration_control,
     network,
     operation,
+    quota,
 )
 from remuda_cli.exit_codes import MEANINGS, ExitCode
 from remuda_cli.failure import Failure, ReaderGone
@@ -49,10 +52,12 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(global_options)
+    image_sharing.register(image.app)
     instance_views.register(instance.app)
     instance_migration.register(instance.app)
     instance_check.register(instance.app)
     instance_reconcile.register(instance.app)
+    instance_snapshot.register(instance.app)
     migration_control.register(migration.app)
     migration_commands.register(migration.app)
     app.add_typer(instance.app, name="instance", help="Virtual machines.")
@@ -61,6 +66,7 @@ def build() -> typer.Typer:
     app.add_typer(flavor.app, name="flavor", help="Sizes of instances.")
     app.add_typer(network.app, name="network", help="Bridges and addresses.")
     app.add_typer(migration.app, name="migration", help="Moves of instances.")
+    app.add_typer(quota.app, name="quota", help="What projects may have.")
     app.add_typer(operation.app, name="operation", help="What is going on.")
     return app
 

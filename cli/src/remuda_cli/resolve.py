@@ -47,6 +47,8 @@ def find(noun: Noun[M], given: str) -> M:
         missing = failure
     everything = list(noun.list_all())
     fitting = [item for item in everything if any(key.startswith(given) for key in noun.keys(item))]
+    # What a full name could not reach, for example an image that another project shares.
+    fitting = [item for item in fitting if given in noun.keys(item)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -92,15 +94,22 @@ def host(gateway: Gateway, given: str) -> host_pb2.Host:
 
 
 def image(gateway: Gateway, given: str) -> image_pb2.Image:
-    return find(
-        Noun(
-            word="image",
-            collection=f"{gateway.project}/images/",
-            get=lambda name: gateway.call(gateway.images.GetImage, image_pb2.GetImageRequest(name=name)),
-            list_all=gateway.list_images,
-            keys=lambda m: (m.display_name, m.uid),
-        ),
-        given,
+    """To look at, to download, to boot from: of another project too, if none of this one's is called so."""
+    return find(_images(gateway, visible=True), given)
+
+
+def own_image(gateway: Gateway, given: str) -> image_pb2.Image:
+    """To change."""
+    return find(_images(gateway, visible=False), given)
+
+
+def _images(gateway: Gateway, *, visible: bool) -> Noun[image_pb2.Image]:
+    return Noun(
+        word="image",
+        collection=f"{gateway.project}/images/",
+        get=lambda name: gateway.call(gateway.images.GetImage, image_pb2.GetImageRequest(name=name)),
+        list_all=lambda: gateway.list_images(visible=visible),
+        keys=lambda m: (m.display_name, m.uid),
     )
 
 

@@ -55,6 +55,10 @@ def project_name(project: ProjectId) -> str:
     return f"projects/{project}"
 
 
+def quota_name(project: ProjectId) -> str:
+    return f"projects/{project}/quota"
+
+
 def instance_name(project: ProjectId, instance: InstanceId) -> str:
     return str(InstanceName(project, instance))
 
@@ -88,6 +92,11 @@ def parse_project(name: str, *, field: str = "parent", wildcard: bool = False) -
     if wildcard and name == "projects/-":
         return ALL_PROJECTS
     (project,) = _parts(name, "projects/{project}", field)
+    return ProjectId(project)
+
+
+def parse_quota(name: str, *, field: str = "name") -> ProjectId:
+    (project,) = _parts(name, "projects/{project}/quota", field)
     return ProjectId(project)
 
 

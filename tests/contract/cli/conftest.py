@@ -28,6 +28,8 @@ from remuda.compute.v1 import (
     network_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
+    quota_pb2,
+    quota_pb2_grpc,
     reconcile_pb2,
 )
 from remuda.image.v1 import image_pb2, image_pb2_grpc
@@ -76,6 +78,7 @@ class State:
     images: dict[str, image_pb2.Image] = field(default_factory=dict)
     flavors: dict[str, flavor_pb2.Flavor] = field(default_factory=dict)
     networks: dict[str, network_pb2.Network] = field(default_factory=dict)
+    quotas: dict[str, quota_pb2.Quota] = field(default_factory=dict)
     migrations: dict[str, migration_pb2.Migration] = field(default_factory=dict)
     operations: dict[str, operations_pb2.Operation] = field(default_factory=dict)
     report: reconcile_pb2.ReconcileReport = field(default_factory=reconcile_pb2.ReconcileReport)
@@ -183,6 +186,9 @@ class Fake:
 
     def LiveMigrateInstance(self, request: Any, context: grpc.ServicerContext) -> operations_pb2.Operation:
         return self._verb("LiveMigrateInstance", request, context)
+
+    def SnapshotInstance(self, request: Any, context: grpc.ServicerContext) -> operations_pb2.Operation:
+        return self._verb("SnapshotInstance", request, context)
 
     def ReconcileInstance(self, request: Any, context: grpc.ServicerContext) -> operations_pb2.Operation:
         started = self._verb("ReconcileInstance", request, context)
@@ -323,6 +329,23 @@ class Fake:
         self.state.images[made.name] = made
         return made
 
+    def UpdateImage(self, request: Any, context: grpc.ServicerContext) -> image_pb2.Image:
+        """The image with the fields of the mask changed; what was asked for is what `asked` shows."""
+        self._enter("UpdateImage", request, context)
+        found = self._get(self.state.images, request.image.name, context)
+        changed = image_pb2.Image()
+        changed.CopyFrom(found)
+        for path in request.update_mask.paths:
+            changed.ClearField(path)
+            chosen = image_pb2.Image(**{path: getattr(request.image, path)})
+            changed.MergeFrom(chosen)
+        return changed
+
+    def UpdateQuota(self, request: Any, context: grpc.ServicerContext) -> quota_pb2.Quota:
+        self._enter("UpdateQuota", request, context)
+        limits: quota_pb2.Quota = request.quota
+        return limits
+
     def DeleteImage(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:
         self._enter("DeleteImage", request, context)
         return empty_pb2.Empty()
@@ -385,6 +408,11 @@ def canned() -> State:
     state.networks["lan"] = network_pb2.Network(
         name="networks/lan", cidr="10.78.0.0/24", physical_network="physnet"
     )
+    state.quotas["demo"] = quota_pb2.Quota(
+        name=f"{PROJECT}/quota",
+        image_virtual_bytes=10 << 30,
+        usage=quota_pb2.Usage(images=2, image_virtual_bytes=3 << 30, image_stored_bytes=1 << 30),
+    )
     image = f"{PROJECT}/images/{WEB}"
     state.images[image] = image_pb2.Image(
         name=image, uid=WEB, display_name="debian", virtual_bytes=4096, state=image_pb2.Image.STATE_ACTIVE
@@ -431,6 +459,7 @@ def gateway(
     migration_pb2_grpc.add_MigrationServiceServicer_to_server(fake, server)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(fake, server)
     image_pb2_grpc.add_ImageServiceServicer_to_server(fake, server)
+    quota_pb2_grpc.add_QuotaServiceServicer_to_server(fake, server)
     fake.WaitOperation = fake.DeleteOperation = fake.CancelOperation
     operations_pb2_grpc.add_OperationsServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -34,6 +34,7 @@ from remuda.compute.v1.migration_pb2 import (
 from remuda.compute.v1.migration_pb2_grpc import MigrationServiceStub
 from remuda.compute.v1.network_pb2_grpc import NetworkServiceStub
 from remuda.compute.v1.operation_pb2_grpc import OperationServiceStub
+from remuda.compute.v1.quota_pb2_grpc import QuotaServiceStub
 from remuda.image.v1 import image_pb2
 from remuda.image.v1.image_pb2_grpc import ImageServiceStub
 from remuda.scheduler.v1 import live_pb2
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from remuda.compute.v1.migration_pb2_grpc import MigrationServiceAsyncStub
     from remuda.compute.v1.network_pb2_grpc import NetworkServiceAsyncStub
     from remuda.compute.v1.operation_pb2_grpc import OperationServiceAsyncStub
+    from remuda.compute.v1.quota_pb2_grpc import QuotaServiceAsyncStub
     from remuda.image.v1.image_pb2_grpc import ImageServiceAsyncStub
 
 GIB = 1 << 30
@@ -84,6 +86,7 @@ class Client:
     networks: "NetworkServiceAsyncStub"
     images: "ImageServiceAsyncStub"
     migrations: "MigrationServiceAsyncStub"
+    quotas: "QuotaServiceAsyncStub"
 
     @classmethod
     def on(cls, channel: grpc.aio.Channel) -> "Client":
@@ -96,6 +99,7 @@ class Client:
             networks=NetworkServiceStub(channel),
             images=ImageServiceStub(channel),
             migrations=MigrationServiceStub(channel),
+            quotas=QuotaServiceStub(channel),
         )
 
 
@@ -311,8 +315,8 @@ class Cluster:
         self.stack.push_async_callback(channel.close)
         return Client.on(channel)
 
-    async def add_image(self, *, project: str = "demo", name: str = "cirros") -> str:
-        """ACTIVE, as if it had been uploaded."""
+    async def add_image(self, *, project: str = "demo", name: str = "cirros", **changes: object) -> str:
+        """ACTIVE, as if it had been uploaded; `changes` are fields of the image."""
         image = ImageId(str(uuid.uuid4()))
         record = image_records.ImageRecord(
             id=image,
@@ -325,6 +329,7 @@ class Cluster:
                 min_memory_mib=32,
             ),
         )
+        record.image.MergeFrom(image_pb2.Image(**changes))  # type: ignore[arg-type]
         await self.etcd.put(self.keys.image(image), record.SerializeToString())
         await self.etcd.put(self.keys.image_name(ProjectId(project), name), image.encode())
         return f"projects/{project}/images/{image}"

@@ -141,6 +141,21 @@ async def test_an_image_that_is_not_active_or_needs_more_is_refused(
     error = await refusal(alice.instances.CreateInstance(pieces.request("web", flavor="flavors/tiny")))
     assert error.reason is Reason.INVALID_ARGUMENT
     assert "memory" in error.message
+    large = await cluster.add_image(name="large", min_disk_gib=3)
+    error = await refusal(alice.instances.CreateInstance(pieces.request("web", image=large)))
+    assert (error.reason, error.violations[0].subject) == (Reason.INVALID_ARGUMENT, "instance.flavor")
+    assert "needs a disk of 3 GiB" in error.message
+
+
+async def test_the_architecture_of_the_image_stays_with_the_instance(
+    cluster: Cluster, alice: Client, pieces: Pieces
+) -> None:
+    image = await cluster.add_image(name="arm", architecture="aarch64")
+    operation = await alice.instances.CreateInstance(pieces.request("web", image=image))
+    uid = (await cluster.leader.record(operation.name)).instance_id
+    kv = await cluster.etcd.get(cluster.keys.instance(ProjectId("demo"), InstanceId(uid)))
+    assert kv is not None
+    assert records.InstanceRecord.FromString(kv.value).architecture == "aarch64"
 
 
 async def test_of_two_conflicting_requests_one_wins_and_the_other_learns_which(

@@ -28,6 +28,7 @@ class Store(ImageServiceServicer):
         self.sent = 0
         self.frames = 3
         self.refusal: RemudaError | None = None
+        self.downloads: list[pb.DownloadImageRequest] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -49,6 +50,7 @@ class Store(ImageServiceServicer):
         self, request: pb.DownloadImageRequest, context: object
     ) -> AsyncIterator[pb.DownloadImageResponse]:
         self._check(request.name)
+        self.downloads.append(request)
         for number in range(self.frames):
             self.sent += 1
             yield pb.DownloadImageResponse(offset=request.offset + number * MIB, data=bytes(MIB))
@@ -60,6 +62,9 @@ class Store(ImageServiceServicer):
         raise NotImplementedError
 
     async def ListImages(self, request: pb.ListImagesRequest, context: object) -> pb.ListImagesResponse:
+        raise NotImplementedError
+
+    async def UpdateImage(self, request: pb.UpdateImageRequest, context: object) -> pb.Image:
         raise NotImplementedError
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, context: object) -> "pb.Image":  # type: ignore[override]
@@ -114,7 +119,7 @@ async def test_an_image_is_made_read_and_marked_for_removal(
     by_name = pb.GetImageRequest(name="projects/demo/images/disk")
     assert await alice.images.GetImage(by_name) == made
     assert (await refusal(alice.images.CreateImage(image_request()))).reason is Reason.ALREADY_EXISTS
-    assert (await refusal(bob.images.GetImage(by_name))).reason is Reason.PERMISSION_DENIED
+    assert (await refusal(bob.images.GetImage(by_name))).reason is Reason.IMAGE_NOT_FOUND
     foreign = pb.GetImageRequest(name=f"projects/other/images/{made.uid}")
     assert (await refusal(bob.images.GetImage(foreign))).reason is Reason.IMAGE_NOT_FOUND
     delete = pb.DeleteImageRequest(name=made.name, etag="1")
@@ -224,6 +229,16 @@ async def test_a_download_moves_to_the_next_store_only_before_the_first_byte(
     stores.second.refusal = stores.first.refusal
     error = await refusal(read_all(stores.client, request))
     assert error.reason is Reason.STORE_UNAVAILABLE
+
+
+async def test_a_download_reaches_the_store_with_format_and_offset_and_the_full_name(
+    cluster: Cluster, stores: Stores
+) -> None:
+    image = await cluster.add_image(name="big")
+    asked = pb.DownloadImageRequest(name="projects/demo/images/big", format=pb.Image.FORMAT_QCOW2, offset=MIB)
+    assert await read_all(stores.client, asked) == 3 * MIB
+    asked.name = image
+    assert stores.first.downloads == [asked]
 
 
 async def read_all(client: Client, request: pb.DownloadImageRequest) -> int:

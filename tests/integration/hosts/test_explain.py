@@ -1,11 +1,13 @@
 """What the leader says of placement: to the api that asks, and to itself right after its election."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
-from google.protobuf.any_pb2 import Any
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from remuda.compute.v1.flavor_pb2 import Flavor
 from remuda.compute.v1.host_pb2 import ExplainPlacementRequest
@@ -18,11 +20,13 @@ from remuda.compute.v1.instance_pb2 import (
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.network_pb2 import Network
 from remuda.compute.v1.operation_pb2 import PlacementExplanation
+from remuda.image.v1.image_pb2 import Image
 from remuda.scheduler.v1 import live_pb2
 from remuda.scheduler.v1.live_pb2_grpc import LiveServiceStub
 from remuda.store.v1.host_pb2 import FlavorRecord, NetworkRecord
+from remuda.store.v1.image_pb2 import ImageRecord
 from remuda_core.errors import Reason
-from remuda_core.ids import FlavorId, NetworkId
+from remuda_core.ids import FlavorId, ImageId, NetworkId
 from remuda_core.rpc.channel import open_channel
 from remuda_core.testing.waiting import wait_for
 from remuda_scheduler.ports import NothingFits, PlacementRequest
@@ -44,7 +48,7 @@ async def scheduler(hosts: Hosts) -> AsyncIterator[Scheduler]:
 
 
 async def explain(scheduler: Scheduler, request: Message) -> PlacementExplanation:
-    packed = Any()
+    packed = any_pb2.Any()
     packed.Pack(request)
     async with open_channel(scheduler.endpoint, None, insecure_identity="service/api") as channel:
         answer = await LiveServiceStub(channel).Explain(live_pb2.ExplainRequest(request=packed))
@@ -56,6 +60,7 @@ def launch(**changes: str) -> CreateInstanceRequest:
         instance=Instance(
             flavor=changes.get("flavor", "flavors/small"),
             pool=changes.get("pool", ""),
+            image=changes.get("image", ""),
             network_interfaces=[NetworkInterface(network="networks/net")],
         ),
         host=changes.get("host", ""),
@@ -81,6 +86,25 @@ async def test_a_launch_is_explained_host_by_host(hosts: Hosts, scheduler: Sched
     by_operator = ExplainPlacementRequest(flavor="flavors/small", networks=["networks/net"])
     assert (await explain(scheduler, by_operator)).chosen_host == found.chosen_host
     assert beta.host != found.chosen_host
+
+
+async def test_a_launch_goes_only_where_its_image_runs_and_fits(hosts: Hosts, scheduler: Scheduler) -> None:
+    alpha = await hosts.agent("alpha")
+    store = scheduler.leader.term().store
+
+    async def explained(**properties: Any) -> PlacementExplanation:
+        image = ImageId(str(uuid.uuid4()))
+        record = ImageRecord(id=image, project="demo", image=Image(**properties))
+        key = hosts.keys.image(image)
+        await hosts.etcd.put(key, record.SerializeToString())
+        await wait_for(lambda: store.images.get(key) is not None, timeout=WAIT_SECONDS)
+        return await explain(scheduler, launch(image=f"projects/demo/images/{image}"))
+
+    assert (await explained(architecture="x86_64")).chosen_host == f"hosts/{alpha.host}"
+    foreign = await explained(architecture="s390x")
+    assert foreign.chosen_host == ""
+    assert foreign.hosts[0].reason == "architecture is x86_64, s390x is needed"
+    assert dict((await explained(min_disk_gib=1 << 16)).rejections) == {"storage": 1}
 
 
 async def test_a_move_is_explained_from_where_the_instance_is(hosts: Hosts, scheduler: Scheduler) -> None:

@@ -14,6 +14,7 @@ from remuda.compute.v1.instance_pb2 import (
 from remuda.compute.v1.network_pb2 import Network
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda.store.v1.host_pb2 import HostRecord, NetworkRecord
+from remuda.store.v1.instance_pb2 import InstanceRecord
 from remuda_core.errors import Reason
 from remuda_core.ids import HostId
 from remuda_core.rpc.status import from_status
@@ -22,7 +23,7 @@ from remuda_scheduler.addresses import derived_mac
 from remuda_scheduler.ports import Decision, PlacementRequest
 from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.store import StoreView
-from remuda_scheduler.testing.cluster import NETWORK, Cluster
+from remuda_scheduler.testing.cluster import NETWORK, PROJECT, Cluster
 from remuda_scheduler.testing.ports import FirstFit
 
 DONE, FAILED = OperationMetadata.STATE_DONE, OperationMetadata.STATE_FAILED
@@ -209,6 +210,28 @@ async def test_a_host_that_is_taken_away_when_it_is_chosen_gets_nothing(
     assert chosen == [cluster.a, cluster.b]
     assert (await cluster.status(instance)).host_id == cluster.b
     assert {host for host, _, _ in cluster.agents.log} == {cluster.b}
+
+
+async def test_the_architecture_that_the_image_says_is_asked_of_placement(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose, asked = FirstFit.choose, []
+
+    async def remember(self: FirstFit, request: PlacementRequest) -> Decision:
+        asked.append(request.architecture)
+        return await choose(self, request)
+
+    monkeypatch.setattr(FirstFit, "choose", remember)
+    instance, operation = await cluster.launch()
+    key = cluster.keys.instance(PROJECT, instance)
+    kv = await cluster.etcd.get(key)
+    assert kv is not None
+    record = InstanceRecord.FromString(kv.value)
+    record.architecture = "aarch64"
+    await cluster.etcd.put(key, record.SerializeToString())
+    await cluster.lead()
+    await cluster.done(operation, DONE)
+    assert asked == ["aarch64"]
 
 
 @pytest.mark.parametrize("address", ["", "10.78.0.9"])

@@ -14,9 +14,10 @@ from remuda_core.rpc.status import to_status
 
 NOUNS = {
     "instance": "create launch list show update delete start stop live-migrate check-migration"
-    " actions events console-log watch reconcile",
+    " actions events console-log watch reconcile snapshot",
     "host": "create list show delete cordon uncordon explain-placement sweep",
-    "image": "upload list show delete download",
+    "image": "create upload list show update share unshare delete download",
+    "quota": "show set",
     "flavor": "create list show delete",
     "network": "create list show delete",
     "migration": "list show control set-bandwidth set-max-downtime switch-to-post-copy"

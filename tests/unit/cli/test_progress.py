@@ -280,3 +280,14 @@ def test_a_meter_without_a_terminal_says_a_line_every_few_seconds_and_rates_only
         "uploading x: 100.0 MiB, going on at 50.0 MiB",
         "uploading x: 60.0 MiB of 100.0 MiB, 2.0 MiB/s, 20.0 s left",
     ]
+
+
+def test_a_snapshot_shows_what_is_new_of_the_disk_and_what_it_took() -> None:
+    metadata = moving(Progress.PHASE_MEMORY)
+    metadata.progress.snapshot.disk_bytes = 40 << 30
+    metadata.progress.snapshot.touched_bytes = metadata.progress.snapshot.read_bytes = 600 * MIB
+    metadata.progress.snapshot.sent_bytes = metadata.progress.snapshot.stored_bytes = 312 * MIB
+    metadata.progress.snapshot.incremental = True
+    words = "new 312.0 MiB of 40.0 GiB; read 600.0 MiB of 600.0 MiB touched, 312.0 MiB sent"
+    assert f"{words}; since the last snapshot" in lines.plain_line(metadata, 5.0)
+    assert words in drawn(metadata)

@@ -3,7 +3,14 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from remuda_cli.output.units import human_age, human_bytes, human_ms, human_seconds, parse_seconds
+from remuda_cli.output.units import (
+    human_age,
+    human_bytes,
+    human_ms,
+    human_seconds,
+    parse_bytes,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,17 @@ def test_a_duration_is_read_with_or_without_units(text: str, seconds: float) -> 
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no duration"):
         parse_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("512 B", 512), ("500GiB", 500 << 30), ("10g", 10 << 30), ("1.5TB", 3 << 39)],
+)
+def test_sizes_of_people_are_binary(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1 XiB", "GiB", "1iB", "1e9"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_bytes(text)

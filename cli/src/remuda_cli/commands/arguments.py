@@ -19,6 +19,12 @@ ImageArg = Annotated[
     str,
     typer.Argument(metavar="IMAGE", help="Name, UUID or unique prefix.", autocompletion=completion.images),
 ]
+OwnImageArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE", help="Name, UUID or unique prefix.", autocompletion=completion.own_images
+    ),
+]
 FlavorArg = Annotated[
     str, typer.Argument(metavar="FLAVOR", help="Name or unique prefix.", autocompletion=completion.flavors)
 ]

@@ -54,6 +54,20 @@ def _refusal(action: instance_pb2.AllowedAction) -> str:
     return action.refusal.message
 
 
+def _project(name: str) -> str:
+    """`demo` of `projects/demo/images/debian`."""
+    parts = name.split("/")
+    return parts[1] if len(parts) > 1 and parts[0] == "projects" else ""
+
+
+def _image_needs(image: image_pb2.Image) -> str:
+    """`x86_64,2.0 GiB disk,512.0 MiB memory`."""
+    needs = [image.architecture] if image.architecture else []
+    needs += [f"{human_bytes(image.min_disk_gib << 30)} disk"] if image.min_disk_gib else []
+    needs += [f"{human_bytes(image.min_memory_mib << 20)} memory"] if image.min_memory_mib else []
+    return ",".join(needs)
+
+
 _INSTANCE = (
     Column("NAME", lambda m, _: m.display_name),
     Column("STATE", lambda m, _: enum_word(m, "state")),
@@ -94,12 +108,16 @@ _HOST = (
 _IMAGE = (
     Column("NAME", lambda m, _: m.display_name),
     Column("STATE", lambda m, _: enum_word(m, "state")),
-    Column("FORMAT", lambda m, _: enum_word(m, "format").lower()),
-    Column("FILE", lambda m, _: human_bytes(m.file_bytes)),
+    Column("VISIBILITY", lambda m, _: enum_word(m, "visibility").lower()),
+    Column("PROJECT", lambda m, _: _project(m.name)),
     Column("DISK", lambda m, _: human_bytes(m.virtual_bytes) if m.virtual_bytes else ""),
     Column("AGE", lambda m, _: age(m, "create_time")),
     Column("UUID", lambda m, _: m.uid, wide=True),
+    Column("FORMAT", lambda m, _: enum_word(m, "format").lower(), wide=True),
+    Column("FILE", lambda m, _: human_bytes(m.file_bytes), wide=True),
     Column("STORED", lambda m, _: human_bytes(m.stored_bytes), wide=True),
+    Column("NEEDS", lambda m, _: _image_needs(m), wide=True),
+    Column("SOURCE", lambda m, _: last_part(m.source.instance)[:8], wide=True),
     Column("MANIFEST", lambda m, _: m.manifest_digest[:12], wide=True),
     Column("MESSAGE", lambda m, _: m.status_message, wide=True),
 )

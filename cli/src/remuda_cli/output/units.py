@@ -62,3 +62,14 @@ def parse_seconds(text: str) -> float:
         raise ValueError(f"{text!r} is no duration; like 90s, 5m, 1h30m")
     sizes = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
     return sum(float(n) * sizes[unit] for n, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text))
+
+
+def parse_bytes(text: str) -> int:
+    """`4096`, `512MiB`, `1.5 TiB`, `10G` (binary, as everywhere here). Raises ValueError."""
+    import re
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(?:i?B)?|B)?", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{text!r} is no size; like 500GiB, 1.5TiB, 4096")
+    power: int = "KMGTP".index(found[2].upper()) + 1 if found[2] else 0
+    return round(float(found[1]) * float(1024**power))

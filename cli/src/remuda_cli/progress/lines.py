@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from remuda.compute.v1 import migration_pb2, operation_pb2
 
+from remuda_cli.output.snapshot_view import counts_line
 from remuda_cli.output.table import Label
 from remuda_cli.output.units import human_bytes, human_ms, human_rate, human_seconds
 from remuda_cli.output.words import enum_word, last_part, moment
@@ -17,6 +18,7 @@ _DOING = {
     "StartInstance": "starting",
     "StopInstance": "stopping",
     "LiveMigrateInstance": "live-migrating",
+    "SnapshotInstance": "taking a snapshot of",
 }
 _PHASES = {
     MigrationProgress.PHASE_PREPARING: "preparing",
@@ -141,6 +143,8 @@ def plain_line(metadata: Metadata, elapsed_seconds: float, label: Label = last_p
         parts[0] += f": {queue_line(progress.queue, label)}"
     elif progress.HasField("transfer"):
         parts.append(transfer_line(progress.transfer.done_bytes, progress.transfer.total_bytes))
+    elif progress.HasField("snapshot"):
+        parts.append(counts_line(progress.snapshot))
     elif progress.message:
         parts.append(progress.message)
     return "; ".join(part for part in parts if part)

@@ -7,6 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from remuda_cli.output.snapshot_view import counts_line
 from remuda_cli.output.table import Label
 from remuda_cli.output.units import human_seconds
 from remuda_cli.output.words import moment
@@ -107,6 +108,8 @@ def _progress(progress: operation_pb2.Progress) -> Table:
     text = progress.message
     if progress.HasField("transfer"):
         text = lines.transfer_line(progress.transfer.done_bytes, progress.transfer.total_bytes)
+    if progress.HasField("snapshot"):
+        text = counts_line(progress.snapshot)
     grid.add_row("", _bar(progress.percent, 100), f"{progress.percent} %  {text}".rstrip())
     return grid
 

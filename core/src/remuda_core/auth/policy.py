@@ -67,9 +67,8 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
         **_service(
             "remuda.compute.v1.InstanceService",
             {
-                "CreateInstance": Rule(
-                    users=True, projects=("parent", "instance.image"), admin_fields=("host",)
-                ),
+                # The image may be another project's: the handler looks whether the new instance's may see it.
+                "CreateInstance": Rule(users=True, projects=("parent",), admin_fields=("host",)),
                 "GetInstance": _NAME,
                 "ListInstances": _ANY_PARENT,
                 "UpdateInstance": Rule(users=True, projects=("instance.name",)),
@@ -148,18 +147,16 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
                     services=frozenset({"api"}),
                     admin_values=(("image.visibility", Image.VISIBILITY_PUBLIC),),
                 ),
-                "GetImage": _and_api(_NAME),
+                # What a caller may read is more than what is in the caller's projects: the handlers answer
+                # IMAGE_NOT_FOUND for the rest, so that nobody learns what there is.
+                "GetImage": _and_api(_USER),
+                "DownloadImage": _and_api(_USER),
                 "ListImages": _and_api(_PARENT),
-                "UpdateImage": Rule(
-                    users=True,
-                    projects=("image.name",),
-                    services=frozenset({"api"}),
-                    admin_values=(("image.visibility", Image.VISIBILITY_PUBLIC),),
-                ),
+                # Whether it makes the image public follows from the mask: the handler knows.
+                "UpdateImage": _and_api(Rule(users=True, projects=("image.name",))),
                 "DeleteImage": _and_api(_NAME),
                 "GetUpload": _and_api(_NAME),
                 "UploadImage": _and_api(_NAME),
-                "DownloadImage": _and_api(_NAME),
             },
         ),
         **_service(

@@ -16,6 +16,7 @@ from remuda.compute.v1.instance_pb2_grpc import add_InstanceServiceServicer_to_s
 from remuda.compute.v1.migration_pb2_grpc import add_MigrationServiceServicer_to_server
 from remuda.compute.v1.network_pb2_grpc import add_NetworkServiceServicer_to_server
 from remuda.compute.v1.operation_pb2_grpc import add_OperationServiceServicer_to_server
+from remuda.compute.v1.quota_pb2_grpc import add_QuotaServiceServicer_to_server
 from remuda.image.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 from remuda.store.v1 import host_pb2, image_pb2, instance_pb2, operation_pb2
 from remuda_core.auth.caller import Kind
@@ -32,11 +33,13 @@ from remuda_core.telemetry.metrics import Metrics
 
 from remuda_api.admission.flavors import FlavorAdmission
 from remuda_api.admission.hosts import HostAdmission
+from remuda_api.admission.image_updates import ImageUpdates
 from remuda_api.admission.images import ImageAdmission
 from remuda_api.admission.instances import InstanceAdmission
 from remuda_api.admission.mutations import Mutations
 from remuda_api.admission.networks import NetworkAdmission
 from remuda_api.admission.operations import OperationAdmission
+from remuda_api.admission.quotas import QuotaAdmission
 from remuda_api.admission.resolving import Resolver
 from remuda_api.admission.updates import UpdateAdmission
 from remuda_api.admission.verbs import VerbAdmission
@@ -49,7 +52,8 @@ from remuda_api.handlers.instances import InstanceHandler
 from remuda_api.handlers.migrations import MigrationHandler
 from remuda_api.handlers.networks import NetworkHandler
 from remuda_api.handlers.operations import OperationHandler
-from remuda_api.image_stores import ImageStores
+from remuda_api.handlers.quotas import QuotaHandler
+from remuda_api.image_stores import FORWARDED, ImageStores
 from remuda_api.leader import LeaderLink
 from remuda_api.listing.instances import InstanceViews
 from remuda_api.listing.pages import CacheViews, Pager
@@ -101,6 +105,7 @@ async def gateway(settings: ApiSettings) -> AsyncIterator[Gateway]:
                 tokens=tokens,
                 # Agents and other services have no business here, whatever a policy row says.
                 kinds=frozenset({Kind.USER}),
+                forwarded=FORWARDED,
                 drain_seconds=settings.drain_seconds,
             )
         )
@@ -177,6 +182,7 @@ def _services(
         reads=reads,
         pager=Pager(CacheViews(etcd, caches.images, image_pb2.ImageRecord)),
         admission=ImageAdmission(mutations, resolver),
+        updates=ImageUpdates(mutations, resolver),
         stores=stores,
     )
     return (
@@ -188,6 +194,7 @@ def _services(
         Service(add_FlavorServiceServicer_to_server, flavors),
         Service(add_NetworkServiceServicer_to_server, networks),
         Service(add_ImageServiceServicer_to_server, images),
+        Service(add_QuotaServiceServicer_to_server, QuotaHandler(QuotaAdmission(mutations))),
     )
 
 

@@ -8,7 +8,6 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 from remuda.compute.v1 import event_pb2, flavor_pb2, host_pb2, instance_pb2, migration_pb2, network_pb2
 from remuda.compute.v1 import operation_pb2 as public_operation
-from remuda.image.v1 import image_pb2
 from remuda.store.v1 import host_pb2 as host_records
 from remuda.store.v1 import image_pb2 as image_records
 from remuda.store.v1 import instance_pb2 as records
@@ -25,7 +24,6 @@ from remuda_api.listing.instances import InstanceRow, InstanceSnapshot
 from remuda_api.store.caches import Caches, entry_of
 from remuda_api.store.flavors import flavor_message
 from remuda_api.store.hosts import Usage, host_message, usage_by_host
-from remuda_api.store.images import image_message
 from remuda_api.store.instances import instance_message
 from remuda_api.store.networks import network_message
 from remuda_api.store.operations import operation_message
@@ -157,13 +155,15 @@ class Reads:
         prefix = self._keys.ports(NetworkId(entry.value.id))
         return network_message(entry, ports=sum(1 for _ in self._caches.ports.items(prefix=prefix)))
 
-    async def image(self, name: str) -> image_pb2.Image:
+    async def image_entry(self, name: str, *, newest: bool = False) -> Entry[image_records.ImageRecord]:
+        """Whether the caller may see it is another question. `newest`: from etcd, not from a cache."""
         found = await self._resolver.image(name)
         key = self._keys.image(found.image)
-        entry = await self._entry(self._caches.images, key, image_records.ImageRecord)
+        cached = None if newest else self._caches.images.get(key)
+        entry = cached or await self._stored(key, image_records.ImageRecord)
         if entry is None or entry.value.project != found.project:
             raise not_found(name)
-        return image_message(entry)
+        return entry
 
     async def host(self, name: str) -> host_pb2.Host:
         host = await self._resolver.host(name)
@@ -191,8 +191,8 @@ class Reads:
         return self._usage[1]
 
     async def _entry(self, cache: PrefixCache[M], key: str, kind: type[M]) -> Entry[M] | None:
-        entry = cache.get(key)
-        if entry is not None:
-            return entry
+        return cache.get(key) or await self._stored(key, kind)
+
+    async def _stored(self, key: str, kind: type[M]) -> Entry[M] | None:
         kv = await self._etcd.get(key)
         return entry_of(kv, kind) if kv is not None else None

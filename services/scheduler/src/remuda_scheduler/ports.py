@@ -127,6 +127,8 @@ class PlacementRequest:
     source_pool: str = ""
     """For migrations: where its disks are. The target has this pool by name, and by uid when it is shared."""
     machine_type: str = ""
+    architecture: str = ""
+    """That the image asks for; empty: any. For migrations the source's counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

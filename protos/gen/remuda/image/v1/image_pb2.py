@@ -31,7 +31,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from remuda.image.v1 import source_pb2 as remuda_dot_image_dot_v1_dot_source__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/image/v1/image.proto\x12\x0fremuda.image.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremuda/image/v1/source.proto\"\xc4\t\n\x05Image\x12\x1a\n\x04name\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x08\xbaH\x05r\x03\x18\x80\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x46\n\x0c\x64isplay_name\x18\x03 \x01(\tB0\xe2\x41\x01\x02\xbaH)r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$\x12\x15\n\x04\x65tag\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\x1c.remuda.image.v1.Image.StateB\x04\xe2\x41\x01\x03\x12\x1c\n\x0estatus_message\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12=\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x1d.remuda.image.v1.Image.FormatB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\'\n\nfile_bytes\x18\x08 \x01(\x03\x42\x13\xe2\x41\x01\x02\xbaH\x0c\"\n\x18\x80\x80\x80\x80\x80\x80\x04 \x00\x12(\n\x06sha256\x18\t \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\x12\x1b\n\rvirtual_bytes\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fmanifest_digest\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12!\n\x0cmin_disk_gib\x18\x0c \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x80\x80\x04(\x00\x12$\n\x0emin_memory_mib\x18\r \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80\x08(\x00\x12\x1d\n\x0c\x61rchitecture\x18\x0e \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x13\n\x0bguest_agent\x18\x0f \x01(\x08\x12\x35\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstored_bytes\x18\x11 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12?\n\nvisibility\x18\x12 \x01(\x0e\x32!.remuda.image.v1.Image.VisibilityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12<\n\x0bshared_with\x18\x13 \x03(\tB\'\xbaH$\x92\x01!\x10\x80\x02\x18\x01\"\x1ar\x18\x32\x16^projects/[^/]{1,253}$\x12\x0e\n\x06rescue\x18\x14 \x01(\x08\x12\x32\n\x06source\x18\x15 \x01(\x0b\x32\x1c.remuda.image.v1.ImageSourceB\x04\xe2\x41\x01\x03\"~\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_UPLOADING\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x10\n\x0cSTATE_ACTIVE\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x12\n\x0eSTATE_DELETING\x10\x05\"B\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_RAW\x10\x01\x12\x10\n\x0c\x46ORMAT_QCOW2\x10\x02\"n\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12VISIBILITY_PRIVATE\x10\x01\x12\x15\n\x11VISIBILITY_SHARED\x10\x02\x12\x15\n\x11VISIBILITY_PUBLIC\x10\x03:G\xea\x41\x44\n\x10remuda.dev/Image\x12!projects/{project}/images/{image}*\x06images2\x05image\"\xb2\x01\n\x12\x43reateImageRequest\x12\x31\n\x06parent\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x32\x16^projects/[^/]{1,253}$\x12\x31\n\x05image\x18\x02 \x01(\x0b\x32\x16.remuda.image.v1.ImageB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"U\n\x0fGetImageRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\"\x99\x01\n\x11ListImagesRequest\x12\x31\n\x06parent\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x32\x16^projects/[^/]{1,253}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x17\n\x0finclude_visible\x18\x04 \x01(\x08\"U\n\x12ListImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.remuda.image.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbc\x01\n\x12UpdateImageRequest\x12\x31\n\x05image\x18\x01 \x01(\x0b\x32\x16.remuda.image.v1.ImageB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xa7\x01\n\x12\x44\x65leteImageRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"V\n\x10GetUploadRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\"D\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\"o\n\x12UploadImageRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x18\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x01\x12\x0e\n\x06\x66inish\x18\x04 \x01(\x08\"U\n\x13UploadImageResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.remuda.image.v1.Image\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\"\xac\x01\n\x14\x44ownloadImageRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x37\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1d.remuda.image.v1.Image.FormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\"^\n\x15\x44ownloadImageResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\nzero_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x32\x96\x05\n\x0cImageService\x12J\n\x0b\x43reateImage\x12#.remuda.image.v1.CreateImageRequest\x1a\x16.remuda.image.v1.Image\x12\x44\n\x08GetImage\x12 .remuda.image.v1.GetImageRequest\x1a\x16.remuda.image.v1.Image\x12U\n\nListImages\x12\".remuda.image.v1.ListImagesRequest\x1a#.remuda.image.v1.ListImagesResponse\x12J\n\x0bUpdateImage\x12#.remuda.image.v1.UpdateImageRequest\x1a\x16.remuda.image.v1.Image\x12J\n\x0b\x44\x65leteImage\x12#.remuda.image.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\x12G\n\tGetUpload\x12!.remuda.image.v1.GetUploadRequest\x1a\x17.remuda.image.v1.Upload\x12Z\n\x0bUploadImage\x12#.remuda.image.v1.UploadImageRequest\x1a$.remuda.image.v1.UploadImageResponse(\x01\x12`\n\rDownloadImage\x12%.remuda.image.v1.DownloadImageRequest\x1a&.remuda.image.v1.DownloadImageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bremuda/image/v1/image.proto\x12\x0fremuda.image.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremuda/image/v1/source.proto\"\xc1\t\n\x05Image\x12\x1a\n\x04name\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x08\xbaH\x05r\x03\x18\x80\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x45\n\x0c\x64isplay_name\x18\x03 \x01(\tB/\xbaH,r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x15\n\x04\x65tag\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\x1c.remuda.image.v1.Image.StateB\x04\xe2\x41\x01\x03\x12\x1c\n\x0estatus_message\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12;\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x1d.remuda.image.v1.Image.FormatB\x0c\xe2\x41\x01\x05\xbaH\x05\x82\x01\x02\x10\x01\x12\'\n\nfile_bytes\x18\x08 \x01(\x03\x42\x13\xe2\x41\x01\x05\xbaH\x0c\"\n\x18\x80\x80\x80\x80\x80\x80\x04(\x00\x12(\n\x06sha256\x18\t \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\x12\x1b\n\rvirtual_bytes\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fmanifest_digest\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12!\n\x0cmin_disk_gib\x18\x0c \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x80\x80\x04(\x00\x12$\n\x0emin_memory_mib\x18\r \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80\x08(\x00\x12\x1d\n\x0c\x61rchitecture\x18\x0e \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x13\n\x0bguest_agent\x18\x0f \x01(\x08\x12\x35\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstored_bytes\x18\x11 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12?\n\nvisibility\x18\x12 \x01(\x0e\x32!.remuda.image.v1.Image.VisibilityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12<\n\x0bshared_with\x18\x13 \x03(\tB\'\xbaH$\x92\x01!\x10\x80\x02\x18\x01\"\x1ar\x18\x32\x16^projects/[^/]{1,253}$\x12\x0e\n\x06rescue\x18\x14 \x01(\x08\x12\x32\n\x06source\x18\x15 \x01(\x0b\x32\x1c.remuda.image.v1.ImageSourceB\x04\xe2\x41\x01\x03\"~\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_UPLOADING\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x10\n\x0cSTATE_ACTIVE\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x12\n\x0eSTATE_DELETING\x10\x05\"B\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_RAW\x10\x01\x12\x10\n\x0c\x46ORMAT_QCOW2\x10\x02\"n\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12VISIBILITY_PRIVATE\x10\x01\x12\x15\n\x11VISIBILITY_SHARED\x10\x02\x12\x15\n\x11VISIBILITY_PUBLIC\x10\x03:G\xea\x41\x44\n\x10remuda.dev/Image\x12!projects/{project}/images/{image}*\x06images2\x05image\"\xb2\x01\n\x12\x43reateImageRequest\x12\x31\n\x06parent\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x32\x16^projects/[^/]{1,253}$\x12\x31\n\x05image\x18\x02 \x01(\x0b\x32\x16.remuda.image.v1.ImageB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"U\n\x0fGetImageRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\"\x99\x01\n\x11ListImagesRequest\x12\x31\n\x06parent\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x32\x16^projects/[^/]{1,253}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x17\n\x0finclude_visible\x18\x04 \x01(\x08\"U\n\x12ListImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.remuda.image.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbc\x01\n\x12UpdateImageRequest\x12\x31\n\x05image\x18\x01 \x01(\x0b\x32\x16.remuda.image.v1.ImageB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xa7\x01\n\x12\x44\x65leteImageRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"V\n\x10GetUploadRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\"D\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\"o\n\x12UploadImageRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x18\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x01\x12\x0e\n\x06\x66inish\x18\x04 \x01(\x08\"U\n\x13UploadImageResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.remuda.image.v1.Image\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\"\xac\x01\n\x14\x44ownloadImageRequest\x12\x42\n\x04name\x18\x01 \x01(\tB4\xe2\x41\x01\x02\xbaH-r+2)^projects/[^/]{1,253}/images/[^/]{1,253}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x37\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1d.remuda.image.v1.Image.FormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\"^\n\x15\x44ownloadImageResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\nzero_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x32\x96\x05\n\x0cImageService\x12J\n\x0b\x43reateImage\x12#.remuda.image.v1.CreateImageRequest\x1a\x16.remuda.image.v1.Image\x12\x44\n\x08GetImage\x12 .remuda.image.v1.GetImageRequest\x1a\x16.remuda.image.v1.Image\x12U\n\nListImages\x12\".remuda.image.v1.ListImagesRequest\x1a#.remuda.image.v1.ListImagesResponse\x12J\n\x0bUpdateImage\x12#.remuda.image.v1.UpdateImageRequest\x1a\x16.remuda.image.v1.Image\x12J\n\x0b\x44\x65leteImage\x12#.remuda.image.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\x12G\n\tGetUpload\x12!.remuda.image.v1.GetUploadRequest\x1a\x17.remuda.image.v1.Upload\x12Z\n\x0bUploadImage\x12#.remuda.image.v1.UploadImageRequest\x1a$.remuda.image.v1.UploadImageResponse(\x01\x12`\n\rDownloadImage\x12%.remuda.image.v1.DownloadImageRequest\x1a&.remuda.image.v1.DownloadImageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE'].fields_by_name['uid']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['uid']._serialized_options = b'\342A\001\003'
   _globals['_IMAGE'].fields_by_name['display_name']._loaded_options = None
-  _globals['_IMAGE'].fields_by_name['display_name']._serialized_options = b'\342A\001\002\272H)r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$'
+  _globals['_IMAGE'].fields_by_name['display_name']._serialized_options = b'\272H,r\'2%^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$\330\001\001'
   _globals['_IMAGE'].fields_by_name['etag']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_IMAGE'].fields_by_name['state']._loaded_options = None
@@ -51,9 +51,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE'].fields_by_name['status_message']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['status_message']._serialized_options = b'\342A\001\003'
   _globals['_IMAGE'].fields_by_name['format']._loaded_options = None
-  _globals['_IMAGE'].fields_by_name['format']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
+  _globals['_IMAGE'].fields_by_name['format']._serialized_options = b'\342A\001\005\272H\005\202\001\002\020\001'
   _globals['_IMAGE'].fields_by_name['file_bytes']._loaded_options = None
-  _globals['_IMAGE'].fields_by_name['file_bytes']._serialized_options = b'\342A\001\002\272H\014\"\n\030\200\200\200\200\200\200\004 \000'
+  _globals['_IMAGE'].fields_by_name['file_bytes']._serialized_options = b'\342A\001\005\272H\014\"\n\030\200\200\200\200\200\200\004(\000'
   _globals['_IMAGE'].fields_by_name['sha256']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['sha256']._serialized_options = b'\272H\025r\0202\016^[0-9a-f]{64}$\330\001\001'
   _globals['_IMAGE'].fields_by_name['virtual_bytes']._loaded_options = None
@@ -119,37 +119,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADIMAGEREQUEST'].fields_by_name['format']._loaded_options = None
   _globals['_DOWNLOADIMAGEREQUEST'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_IMAGE']._serialized_start=264
-  _globals['_IMAGE']._serialized_end=1484
-  _globals['_IMAGE_STATE']._serialized_start=1105
-  _globals['_IMAGE_STATE']._serialized_end=1231
-  _globals['_IMAGE_FORMAT']._serialized_start=1233
-  _globals['_IMAGE_FORMAT']._serialized_end=1299
-  _globals['_IMAGE_VISIBILITY']._serialized_start=1301
-  _globals['_IMAGE_VISIBILITY']._serialized_end=1411
-  _globals['_CREATEIMAGEREQUEST']._serialized_start=1487
-  _globals['_CREATEIMAGEREQUEST']._serialized_end=1665
-  _globals['_GETIMAGEREQUEST']._serialized_start=1667
-  _globals['_GETIMAGEREQUEST']._serialized_end=1752
-  _globals['_LISTIMAGESREQUEST']._serialized_start=1755
-  _globals['_LISTIMAGESREQUEST']._serialized_end=1908
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=1910
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=1995
-  _globals['_UPDATEIMAGEREQUEST']._serialized_start=1998
-  _globals['_UPDATEIMAGEREQUEST']._serialized_end=2186
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=2189
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=2356
-  _globals['_GETUPLOADREQUEST']._serialized_start=2358
-  _globals['_GETUPLOADREQUEST']._serialized_end=2444
-  _globals['_UPLOAD']._serialized_start=2446
-  _globals['_UPLOAD']._serialized_end=2514
-  _globals['_UPLOADIMAGEREQUEST']._serialized_start=2516
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=2627
-  _globals['_UPLOADIMAGERESPONSE']._serialized_start=2629
-  _globals['_UPLOADIMAGERESPONSE']._serialized_end=2714
-  _globals['_DOWNLOADIMAGEREQUEST']._serialized_start=2717
-  _globals['_DOWNLOADIMAGEREQUEST']._serialized_end=2889
-  _globals['_DOWNLOADIMAGERESPONSE']._serialized_start=2891
-  _globals['_DOWNLOADIMAGERESPONSE']._serialized_end=2985
-  _globals['_IMAGESERVICE']._serialized_start=2988
-  _globals['_IMAGESERVICE']._serialized_end=3650
+  _globals['_IMAGE']._serialized_end=1481
+  _globals['_IMAGE_STATE']._serialized_start=1102
+  _globals['_IMAGE_STATE']._serialized_end=1228
+  _globals['_IMAGE_FORMAT']._serialized_start=1230
+  _globals['_IMAGE_FORMAT']._serialized_end=1296
+  _globals['_IMAGE_VISIBILITY']._serialized_start=1298
+  _globals['_IMAGE_VISIBILITY']._serialized_end=1408
+  _globals['_CREATEIMAGEREQUEST']._serialized_start=1484
+  _globals['_CREATEIMAGEREQUEST']._serialized_end=1662
+  _globals['_GETIMAGEREQUEST']._serialized_start=1664
+  _globals['_GETIMAGEREQUEST']._serialized_end=1749
+  _globals['_LISTIMAGESREQUEST']._serialized_start=1752
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1905
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1907
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1992
+  _globals['_UPDATEIMAGEREQUEST']._serialized_start=1995
+  _globals['_UPDATEIMAGEREQUEST']._serialized_end=2183
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=2186
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=2353
+  _globals['_GETUPLOADREQUEST']._serialized_start=2355
+  _globals['_GETUPLOADREQUEST']._serialized_end=2441
+  _globals['_UPLOAD']._serialized_start=2443
+  _globals['_UPLOAD']._serialized_end=2511
+  _globals['_UPLOADIMAGEREQUEST']._serialized_start=2513
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=2624
+  _globals['_UPLOADIMAGERESPONSE']._serialized_start=2626
+  _globals['_UPLOADIMAGERESPONSE']._serialized_end=2711
+  _globals['_DOWNLOADIMAGEREQUEST']._serialized_start=2714
+  _globals['_DOWNLOADIMAGEREQUEST']._serialized_end=2886
+  _globals['_DOWNLOADIMAGERESPONSE']._serialized_start=2888
+  _globals['_DOWNLOADIMAGERESPONSE']._serialized_end=2982
+  _globals['_IMAGESERVICE']._serialized_start=2985
+  _globals['_IMAGESERVICE']._serialized_end=3647
 # @@protoc_insertion_point(module_scope)

@@ -139,7 +139,7 @@ class Image(_message.Message):
     uid: _builtins.str
     """UUID."""
     display_name: _builtins.str
-    """For people; unique in the project: a DNS label with dots."""
+    """For people; unique in the project: a DNS label with dots. Required to create."""
     etag: _builtins.str
     """Changes with every change."""
     state: Global___Image.State.ValueType
@@ -147,9 +147,11 @@ class Image(_message.Message):
     status_message: _builtins.str
     """One sentence why the state is what it is."""
     format: Global___Image.Format.ValueType
-    """Format of the file that is uploaded."""
+    """Format of the file that is uploaded; required to create. RAW for snapshots, which have no file."""
     file_bytes: _builtins.int
-    """Size of that file in bytes, at most 16 TiB; known before the upload begins."""
+    """Size of that file in bytes, at most 16 TiB; required to create, since it is known before the upload begins.
+    For snapshots the size of the virtual disk.
+    """
     sha256: _builtins.str
     """SHA-256 of that file, lower-case hex; checked when given."""
     virtual_bytes: _builtins.int

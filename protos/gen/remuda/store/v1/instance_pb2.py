@@ -28,7 +28,7 @@ from remuda.compute.v1 import instance_pb2 as remuda_dot_compute_dot_v1_dot_inst
 from remuda.compute.v1 import migration_pb2 as remuda_dot_compute_dot_v1_dot_migration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremuda/store/v1/instance.proto\x12\x0fremuda.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dremuda/compute/v1/event.proto\x1a remuda/compute/v1/instance.proto\x1a!remuda/compute/v1/migration.proto\"\x8b\x04\n\x0eInstanceRecord\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12;\n\x06labels\x18\x04 \x03(\x0b\x32+.remuda.store.v1.InstanceRecord.LabelsEntry\x12\x0e\n\x06\x66lavor\x18\x05 \x01(\t\x12\r\n\x05vcpus\x18\x06 \x01(\x05\x12\x12\n\nmemory_mib\x18\x07 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x03\x12\x15\n\rimage_project\x18\t \x01(\t\x12\x10\n\x08image_id\x18\n \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x0b \x01(\t\x12\x11\n\tuser_data\x18\x0c \x01(\x0c\x12\x41\n\x14requested_interfaces\x18\r \x03(\x0b\x32#.remuda.compute.v1.NetworkInterface\x12\x16\n\x0erequested_pool\x18\x0e \x01(\t\x12\x32\n\x06intent\x18\x0f \x01(\x0e\x32\".remuda.compute.v1.Instance.Intent\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xce\x02\n\x0eInstanceStatus\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.remuda.compute.v1.Instance.State\x12\x16\n\x0estatus_message\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x32\n\x08observed\x18\x05 \x01(\x0b\x32 .remuda.compute.v1.ObservedState\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12$\n\x05ports\x18\x07 \x03(\x0b\x32\x15.remuda.store.v1.Port\x12\x14\n\x0cmachine_type\x18\x08 \x01(\t\x12\x12\n\nlast_event\x18\t \x01(\x03\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07project\x18\x0b \x01(\t\"I\n\x04Port\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bmac_address\x18\x04 \x01(\t\"F\n\nPortRecord\x12#\n\x04port\x18\x01 \x01(\x0b\x32\x15.remuda.store.v1.Port\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"C\n\x05\x43laim\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x14\n\x0csuccessor_id\x18\x03 \x01(\t\"B\n\x0fMigrationRecord\x12/\n\tmigration\x18\x01 \x01(\x0b\x32\x1c.remuda.compute.v1.Migration\">\n\x0b\x45ventRecord\x12/\n\x05\x65vent\x18\x01 \x01(\x0b\x32 .remuda.compute.v1.InstanceEventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremuda/store/v1/instance.proto\x12\x0fremuda.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dremuda/compute/v1/event.proto\x1a remuda/compute/v1/instance.proto\x1a!remuda/compute/v1/migration.proto\"\xa1\x04\n\x0eInstanceRecord\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12;\n\x06labels\x18\x04 \x03(\x0b\x32+.remuda.store.v1.InstanceRecord.LabelsEntry\x12\x0e\n\x06\x66lavor\x18\x05 \x01(\t\x12\r\n\x05vcpus\x18\x06 \x01(\x05\x12\x12\n\nmemory_mib\x18\x07 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x03\x12\x15\n\rimage_project\x18\t \x01(\t\x12\x10\n\x08image_id\x18\n \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x0b \x01(\t\x12\x11\n\tuser_data\x18\x0c \x01(\x0c\x12\x41\n\x14requested_interfaces\x18\r \x03(\x0b\x32#.remuda.compute.v1.NetworkInterface\x12\x16\n\x0erequested_pool\x18\x0e \x01(\t\x12\x32\n\x06intent\x18\x0f \x01(\x0e\x32\".remuda.compute.v1.Instance.Intent\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x61rchitecture\x18\x11 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xce\x02\n\x0eInstanceStatus\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.remuda.compute.v1.Instance.State\x12\x16\n\x0estatus_message\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x32\n\x08observed\x18\x05 \x01(\x0b\x32 .remuda.compute.v1.ObservedState\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12$\n\x05ports\x18\x07 \x03(\x0b\x32\x15.remuda.store.v1.Port\x12\x14\n\x0cmachine_type\x18\x08 \x01(\t\x12\x12\n\nlast_event\x18\t \x01(\x03\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07project\x18\x0b \x01(\t\"I\n\x04Port\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bmac_address\x18\x04 \x01(\t\"F\n\nPortRecord\x12#\n\x04port\x18\x01 \x01(\x0b\x32\x15.remuda.store.v1.Port\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"C\n\x05\x43laim\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x14\n\x0csuccessor_id\x18\x03 \x01(\t\"B\n\x0fMigrationRecord\x12/\n\tmigration\x18\x01 \x01(\x0b\x32\x1c.remuda.compute.v1.Migration\">\n\x0b\x45ventRecord\x12/\n\x05\x65vent\x18\x01 \x01(\x0b\x32 .remuda.compute.v1.InstanceEventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,19 +38,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCERECORD_LABELSENTRY']._loaded_options = None
   _globals['_INSTANCERECORD_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_INSTANCERECORD']._serialized_start=185
-  _globals['_INSTANCERECORD']._serialized_end=708
-  _globals['_INSTANCERECORD_LABELSENTRY']._serialized_start=663
-  _globals['_INSTANCERECORD_LABELSENTRY']._serialized_end=708
-  _globals['_INSTANCESTATUS']._serialized_start=711
-  _globals['_INSTANCESTATUS']._serialized_end=1045
-  _globals['_PORT']._serialized_start=1047
-  _globals['_PORT']._serialized_end=1120
-  _globals['_PORTRECORD']._serialized_start=1122
-  _globals['_PORTRECORD']._serialized_end=1192
-  _globals['_CLAIM']._serialized_start=1194
-  _globals['_CLAIM']._serialized_end=1261
-  _globals['_MIGRATIONRECORD']._serialized_start=1263
-  _globals['_MIGRATIONRECORD']._serialized_end=1329
-  _globals['_EVENTRECORD']._serialized_start=1331
-  _globals['_EVENTRECORD']._serialized_end=1393
+  _globals['_INSTANCERECORD']._serialized_end=730
+  _globals['_INSTANCERECORD_LABELSENTRY']._serialized_start=685
+  _globals['_INSTANCERECORD_LABELSENTRY']._serialized_end=730
+  _globals['_INSTANCESTATUS']._serialized_start=733
+  _globals['_INSTANCESTATUS']._serialized_end=1067
+  _globals['_PORT']._serialized_start=1069
+  _globals['_PORT']._serialized_end=1142
+  _globals['_PORTRECORD']._serialized_start=1144
+  _globals['_PORTRECORD']._serialized_end=1214
+  _globals['_CLAIM']._serialized_start=1216
+  _globals['_CLAIM']._serialized_end=1283
+  _globals['_MIGRATIONRECORD']._serialized_start=1285
+  _globals['_MIGRATIONRECORD']._serialized_end=1351
+  _globals['_EVENTRECORD']._serialized_start=1353
+  _globals['_EVENTRECORD']._serialized_end=1415
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,7 @@ class InstanceRecord(_message.Message):
     REQUESTED_POOL_FIELD_NUMBER: _builtins.int
     INTENT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Project id."""
     id: _builtins.str
@@ -90,6 +91,8 @@ class InstanceRecord(_message.Message):
     """Pool as asked for; empty: any local one."""
     intent: _instance_pb2.Instance.Intent.ValueType
     """What the owner wants after any recovery."""
+    architecture: _builtins.str
+    """CPU architecture that the image said at launch; empty: any."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The owner's labels."""
@@ -121,10 +124,11 @@ class InstanceRecord(_message.Message):
         requested_pool: _builtins.str = ...,
         intent: _instance_pb2.Instance.Intent.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disk_bytes", b"disk_bytes", "display_name", b"display_name", "flavor", b"flavor", "id", b"id", "image_id", b"image_id", "image_project", b"image_project", "intent", b"intent", "labels", b"labels", "manifest_digest", b"manifest_digest", "memory_mib", b"memory_mib", "project", b"project", "requested_interfaces", b"requested_interfaces", "requested_pool", b"requested_pool", "user_data", b"user_data", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "disk_bytes", b"disk_bytes", "display_name", b"display_name", "flavor", b"flavor", "id", b"id", "image_id", b"image_id", "image_project", b"image_project", "intent", b"intent", "labels", b"labels", "manifest_digest", b"manifest_digest", "memory_mib", b"memory_mib", "project", b"project", "requested_interfaces", b"requested_interfaces", "requested_pool", b"requested_pool", "user_data", b"user_data", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

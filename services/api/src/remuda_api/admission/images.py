@@ -6,29 +6,20 @@ from google.protobuf.empty_pb2 import Empty
 from remuda.image.v1 import image_pb2 as public
 from remuda.store.v1 import image_pb2 as records
 from remuda_core import names
-from remuda_core.errors import Reason, RemudaError, already_exists, not_found
+from remuda_core.errors import Reason, RemudaError, invalid_argument, not_found
 from remuda_core.etcd import ops
-from remuda_core.etcd.cache import Entry
 from remuda_core.ids import ImageId
 
 from remuda_api.admission.etags import check_etag
+from remuda_api.admission.image_updates import PROPERTIES, check_sharing
 from remuda_api.admission.mutations import Answer, Mutations, Plan
+from remuda_api.admission.new_images import plan_image
 from remuda_api.admission.operations import now
 from remuda_api.admission.requests import Call
 from remuda_api.admission.resolving import Resolver, check_display_name
-from remuda_api.store.images import image_message
 
 # What a client says about the image; everything else is the store's to find out.
-_GIVEN = (
-    "display_name",
-    "format",
-    "file_bytes",
-    "sha256",
-    "min_disk_gib",
-    "min_memory_mib",
-    "architecture",
-    "guest_agent",
-)
+_GIVEN = ("display_name", "format", "file_bytes", "sha256", *PROPERTIES)
 
 
 class ImageAdmission:
@@ -40,27 +31,28 @@ class ImageAdmission:
     async def create(self, call: Call, request: public.CreateImageRequest) -> Answer[public.Image]:
         project = names.parse_project(request.parent)
         check_display_name(request.image.display_name, "image.display_name")
+        _check_file(request.image)
+        check_sharing(request.image)
         image = ImageId(str(uuid.uuid4()))
         record = records.ImageRecord(id=image, project=project)
         for field in _GIVEN:
             setattr(record.image, field, getattr(request.image, field))
+        record.image.visibility = request.image.visibility or public.Image.VISIBILITY_PRIVATE
+        record.image.shared_with.extend(sorted(set(request.image.shared_with)))
         record.image.state = public.Image.STATE_UPLOADING
         record.image.create_time.CopyFrom(now())
-        key, name_key = self._keys.image(image), self._keys.image_name(project, record.image.display_name)
+        if record.image.format == public.Image.FORMAT_RAW:
+            # Of a qcow2 nothing is known yet: the store charges what it finds.
+            record.charge.virtual_bytes = record.image.file_bytes
+        record.charge.SetInParent()
 
         async def attempt() -> Plan[public.Image]:
-            if (taken := await self._mutations.etcd.get(name_key)) is not None:
-                other = names.image_name(project, ImageId(taken.value.decode()))
-                raise already_exists(other, f"{other} has the display name {record.image.display_name}")
-            entry = Entry(key=key, value=record, create_revision=0, mod_revision=0)
+            planned = await plan_image(self._mutations.etcd, self._keys, record)
             return Plan(
-                response=image_message(entry),
-                compare=[ops.absent(key), ops.absent(name_key)],
-                success=[
-                    ops.put(key, record.SerializeToString(deterministic=True)),
-                    ops.put(name_key, image.encode()),
-                ],
-                witness=key,
+                response=planned.message,
+                compare=planned.compare,
+                success=planned.success,
+                witness=planned.key,
             )
 
         return await self._mutations.run(call, attempt, public.Image)
@@ -93,3 +85,11 @@ class ImageAdmission:
             )
 
         return await self._mutations.run(call, attempt, Empty)
+
+
+def _check_file(image: public.Image) -> None:
+    """Raises RemudaError INVALID_ARGUMENT."""
+    if not image.format:
+        raise invalid_argument("image.format", "is required")
+    if not image.file_bytes:
+        raise invalid_argument("image.file_bytes", "is required: how large the file is")

@@ -21,7 +21,7 @@ from remuda_core.errors import (
 from remuda_core.etcd import ops
 from remuda_core.etcd.cache import Entry
 from remuda_core.etcd.model import KeyValue
-from remuda_core.ids import InstanceId, OperationId
+from remuda_core.ids import InstanceId, OperationId, ProjectId
 from remuda_core.lifecycle import Action
 from remuda_core.names import ImageName, InstanceName
 
@@ -32,6 +32,7 @@ from remuda_api.admission.operations import claim_of, ended, now, pending_operat
 from remuda_api.admission.placement import Explainer, require_a_host
 from remuda_api.admission.requests import Call
 from remuda_api.admission.resolving import Resolver, check_display_name
+from remuda_api.image_visibility import usable_by
 from remuda_api.store.instances import GIB, instance_message
 from remuda_api.store.operations import operation_message
 
@@ -112,8 +113,9 @@ class InstanceAdmission:
 
     async def _ingredients(self, request: public.CreateInstanceRequest) -> _Ingredients:
         wanted = request.instance
-        image_name = await self._resolver.image(wanted.image, field="instance.image")
         project = names.parse_project(request.parent)
+        # Before anything else can be refused: the order of refusals would tell which images others have.
+        image_name = await self._usable_image(project, wanted.image)
         flavor_key = self._keys.flavor(names.parse_flavor(wanted.flavor, field="instance.flavor"))
         image_key = self._keys.image(image_name.image)
         networks = await self._networks(wanted)
@@ -126,7 +128,7 @@ class InstanceAdmission:
         if flavor is None:
             raise not_found(wanted.flavor)
         image_record = image_records.ImageRecord.FromString(image.value) if image else None
-        if image is None or image_record is None or image_record.project != image_name.project:
+        if image is None or image_record is None or not _usable(project, image_name, image_record):
             raise not_found(wanted.image)
         flavor_record = host_pb2.FlavorRecord.FromString(flavor.value)
         _check_image(image_name, image_record.image, flavor_record)
@@ -137,6 +139,16 @@ class InstanceAdmission:
         return _Ingredients(
             flavor=flavor_record, image=image_record, image_name=image_name, compare=tuple(kept)
         )
+
+    async def _usable_image(self, project: ProjectId, name: str) -> ImageName:
+        """Raises IMAGE_NOT_FOUND for what `project` may not use, as for what is not there. What the caller
+        may see elsewhere does not count: the instance would carry it into this project.
+        """
+        found = await self._resolver.image(name, field="instance.image")
+        kv = await self._mutations.etcd.get(self._keys.image(found.image))
+        if kv is None or not _usable(project, found, image_records.ImageRecord.FromString(kv.value)):
+            raise not_found(name)
+        return found
 
     async def _networks(self, wanted: public.Instance) -> list[KeyValue]:
         found: list[KeyValue] = []
@@ -189,6 +201,10 @@ class InstanceAdmission:
         return admitted
 
 
+def _usable(project: ProjectId, name: ImageName, record: image_records.ImageRecord) -> bool:
+    return record.project == name.project and usable_by(project, record)
+
+
 def _taken(interface: public.NetworkInterface) -> RemudaError:
     return RemudaError(
         Reason.ADDRESS_TAKEN,
@@ -232,6 +248,7 @@ def _instance_record(
         requested_pool=wanted.pool,
         intent=public.Instance.INTENT_RUNNING,
         create_time=now(),
+        architecture=image.architecture,
     )
 
 

@@ -1,5 +1,7 @@
 """How every mutation is committed: look, decide, one transaction; look again when it lost a race."""
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,7 +22,8 @@ from remuda_api.store.operations import operation_message
 
 R = TypeVar("R", bound=Message)
 
-_TRIES = 10
+_TRIES = 12
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,10 @@ class Mutations:
 
     async def run(self, call: Call, attempt: Callable[[], Awaitable[Plan[R]]], kind: type[R]) -> Answer[R]:
         """`attempt` reads etcd afresh each time and raises RemudaError where the call is refused."""
-        for _ in range(_TRIES):
+        for turn in range(_TRIES):
+            if turn:
+                # All images of a project change one sum: those that lost against each other spread out.
+                await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**turn)))
             if (earlier := await self._requests.earlier(call)) is not None:
                 return await self._replay(earlier, kind)
             try:

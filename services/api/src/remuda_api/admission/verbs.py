@@ -1,4 +1,4 @@
-"""Start, Stop, LiveMigrate, Delete and ReconcileInstance: who gets the instance's claim."""
+"""Start, Stop, LiveMigrate, Snapshot, Delete and ReconcileInstance: who gets the instance's claim."""
 
 import uuid
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from remuda.compute.v1 import instance_pb2 as public
-from remuda.compute.v1 import moving_pb2, reconcile_pb2
+from remuda.compute.v1 import moving_pb2, reconcile_pb2, snapshot_pb2
 from remuda.store.v1 import instance_pb2 as records
 from remuda.store.v1 import operation_pb2
 from remuda_core import lifecycle, names
 from remuda_core.errors import Reason, RemudaError, instance_busy, not_found
 from remuda_core.etcd import ops
 from remuda_core.etcd.model import KeyValue
-from remuda_core.ids import HostId, OperationId
+from remuda_core.ids import HostId, ImageId, OperationId
 from remuda_core.lifecycle import Action
 from remuda_core.migration.preflight import without_hosts
 from remuda_core.names import InstanceName, operation_name
@@ -23,6 +23,7 @@ from remuda_core.rpc.context import caller
 
 from remuda_api.admission.etags import check_etag
 from remuda_api.admission.mutations import Answer, Mutations, Plan
+from remuda_api.admission.new_images import NewImage, plan_snapshot
 from remuda_api.admission.operations import (
     cancel_record,
     claim_of,
@@ -32,7 +33,7 @@ from remuda_api.admission.operations import (
 )
 from remuda_api.admission.placement import Explainer, require_a_host, require_a_target
 from remuda_api.admission.requests import Call
-from remuda_api.admission.resolving import Resolver
+from remuda_api.admission.resolving import Resolver, check_display_name
 from remuda_api.store.caches import entry_of
 from remuda_api.store.instances import instance_message
 from remuda_api.store.operations import operation_message
@@ -42,6 +43,7 @@ VerbRequest: TypeAlias = (
     public.StartInstanceRequest
     | public.StopInstanceRequest
     | moving_pb2.LiveMigrateInstanceRequest
+    | snapshot_pb2.SnapshotInstanceRequest
     | public.DeleteInstanceRequest
     | reconcile_pb2.ReconcileInstanceRequest
 )
@@ -84,8 +86,13 @@ class VerbAdmission:
         self._explainer = explainer
 
     async def admit(self, call: Call, action: Action, request: VerbRequest) -> Answer[Operation]:
-        """Raises RemudaError as lifecycle.check does, ETAG_MISMATCH, INSTANCE_BUSY naming the winner."""
+        """Raises RemudaError as lifecycle.check does, ETAG_MISMATCH, INSTANCE_BUSY naming the winner; for
+        snapshots also ALREADY_EXISTS for the image's name and QUOTA_EXCEEDED."""
         operation = OperationId(str(uuid.uuid4()))
+        image: ImageId | None = None
+        if isinstance(request, snapshot_pb2.SnapshotInstanceRequest):
+            check_display_name(request.display_name, "display_name")
+            image = ImageId(str(uuid.uuid4()))
 
         async def attempt() -> Plan[Operation]:
             seen = await self._look(request.name)
@@ -94,6 +101,9 @@ class VerbAdmission:
             pending = pending_operation(
                 call, operation=operation, action=action, instance=seen.name, request=admitted
             )
+            if image is not None:
+                pending.image_id = image
+                pending.metadata.image = names.image_name(seen.name.project, image)
             return await self._decide(call, action, seen, admitted, pending)
 
         return await self._mutations.run(call, attempt, Operation)
@@ -134,22 +144,46 @@ class VerbAdmission:
         )
         if refusal is not None:
             raise refusal
+        made = await self._image_made(seen, admitted, pending)
         if call.validate_only:
-            return await self._preview(action, seen, admitted, pending)
+            return await self._preview(action, seen, admitted, pending, made)
         if claim is not None:
             return await self._supersede(call, seen, claim, pending)
-        return self._claim(action, seen, pending)
+        return self._claim(action, seen, pending, made)
 
-    def _claim(self, action: Action, seen: _Seen, pending: operation_pb2.OperationRecord) -> Plan[Operation]:
+    async def _image_made(
+        self, seen: _Seen, admitted: VerbRequest, pending: operation_pb2.OperationRecord
+    ) -> NewImage | None:
+        if not isinstance(admitted, snapshot_pb2.SnapshotInstanceRequest):
+            return None
+        return await plan_snapshot(
+            self._mutations.etcd,
+            self._keys,
+            image=ImageId(pending.image_id),
+            display_name=admitted.display_name,
+            instance=seen.name,
+            owned=seen.record,
+            operation=OperationId(pending.id),
+        )
+
+    def _claim(
+        self, action: Action, seen: _Seen, pending: operation_pb2.OperationRecord, made: NewImage | None
+    ) -> Plan[Operation]:
         claim_key = self._keys.claim(seen.name.instance)
         return Plan(
             response=operation_message(pending),
             operation_id=pending.id,
-            compare=[*self._unchanged(seen), ops.absent(claim_key), self._new(pending)],
+            compare=[
+                *self._unchanged(seen),
+                ops.absent(claim_key),
+                self._new(pending),
+                *(made.compare if made else ()),
+            ],
             success=[
                 put_operation(self._keys, pending),
                 ops.put(claim_key, claim_of(pending).SerializeToString(deterministic=True)),
                 *self._intent(action, seen),
+                *(made.success if made else ()),
             ],
             witness=self._keys.operation(OperationId(pending.id)),
         )
@@ -210,7 +244,12 @@ class VerbAdmission:
         )
 
     async def _preview(
-        self, action: Action, seen: _Seen, admitted: VerbRequest, pending: operation_pb2.OperationRecord
+        self,
+        action: Action,
+        seen: _Seen,
+        admitted: VerbRequest,
+        pending: operation_pb2.OperationRecord,
+        made: NewImage | None,
     ) -> Plan[Operation]:
         if isinstance(admitted, moving_pb2.LiveMigrateInstanceRequest):
             if not admitted.target_host:
@@ -224,6 +263,8 @@ class VerbAdmission:
             pending.metadata.preflight.CopyFrom(chosen)
         pending.id = ""
         response: Message = Empty() if action is Action.DELETE else seen.message
+        if made is not None:
+            pending.metadata.image, response = "", made.message
         if isinstance(admitted, reconcile_pb2.ReconcileInstanceRequest):
             response = await self._explainer.plan_reconcile(seen.name.instance)
         return Plan(response=operation_message(ended(pending, response)))

@@ -6,7 +6,7 @@ from typing import Any
 from google.longrunning.operations_pb2 import Operation
 from grpc.aio import ServicerContext
 from remuda.compute.v1 import instance_pb2 as pb
-from remuda.compute.v1 import moving_pb2, reconcile_pb2
+from remuda.compute.v1 import moving_pb2, reconcile_pb2, snapshot_pb2
 from remuda.compute.v1.instance_pb2_grpc import InstanceServiceServicer
 from remuda_core import names
 from remuda_core.ids import InstanceId, OperationId
@@ -103,6 +103,11 @@ class InstanceHandler(InstanceServiceServicer):
         self, request: moving_pb2.LiveMigrateInstanceRequest, context: Context
     ) -> Operation:
         return await self._verb(Action.LIVE_MIGRATE, request, context)
+
+    async def SnapshotInstance(
+        self, request: snapshot_pb2.SnapshotInstanceRequest, context: Context
+    ) -> Operation:
+        return await self._verb(Action.SNAPSHOT, request, context)
 
     async def ReconcileInstance(
         self, request: reconcile_pb2.ReconcileInstanceRequest, context: Context

@@ -4,6 +4,7 @@ from google.protobuf.any_pb2 import Any
 from remuda.compute.v1.host_pb2 import ExplainPlacementRequest
 from remuda.compute.v1.instance_pb2 import CreateInstanceRequest
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
+from remuda.image.v1.image_pb2 import Image
 from remuda_core.errors import invalid_argument, not_found
 from remuda_core.ids import FlavorId, HostId, ImageId, InstanceId, NetworkId
 
@@ -18,13 +19,13 @@ def placement_request(store: StoreView, packed: Any) -> PlacementRequest:
         packed.Unpack(create)
         instance = create.instance
         networks = [interface.network for interface in instance.network_interfaces]
-        image = store.images.get(store.keys.image(ImageId(_last(instance.image))))
-        least = image.value.image.virtual_bytes if image else 0
-        return _launch(store, instance.flavor, networks, instance.pool, create.host, least_disk_bytes=least)
+        found = store.images.get(store.keys.image(ImageId(_last(instance.image))))
+        image = found.value.image if found else Image()
+        return _launch(store, instance.flavor, networks, instance.pool, create.host, image)
     if packed.Is(ExplainPlacementRequest.DESCRIPTOR):
         asked = ExplainPlacementRequest()
         packed.Unpack(asked)
-        return _launch(store, asked.flavor, list(asked.networks), asked.pool, asked.host, least_disk_bytes=0)
+        return _launch(store, asked.flavor, list(asked.networks), asked.pool, asked.host, Image())
     if packed.Is(LiveMigrateInstanceRequest.DESCRIPTOR):
         migrate = LiveMigrateInstanceRequest()
         packed.Unpack(migrate)
@@ -33,7 +34,7 @@ def placement_request(store: StoreView, packed: Any) -> PlacementRequest:
 
 
 def _launch(
-    store: StoreView, flavor: str, networks: list[str], pool: str, host: str, *, least_disk_bytes: int
+    store: StoreView, flavor: str, networks: list[str], pool: str, host: str, image: Image
 ) -> PlacementRequest:
     entry = store.flavors.get(store.keys.flavor(FlavorId(_last(flavor))))
     if entry is None:
@@ -42,10 +43,11 @@ def _launch(
     return PlacementRequest(
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
-        disk_bytes=max(size.disk_gib << 30, least_disk_bytes),
+        disk_bytes=max(size.disk_gib << 30, image.virtual_bytes, image.min_disk_gib << 30),
         networks=[NetworkId(_last(network)) for network in networks],
         pool=pool,
         host_id=_host(store, host),
+        architecture=image.architecture,
     )
 
 

@@ -117,7 +117,7 @@ def demand_of(store: StoreView, request: PlacementRequest, hosts: Mapping[HostId
         pool=request.source_pool or request.pool,
         pool_uid=pool.uid if pool is not None and pool.shared else "",
         physical_networks=frozenset(entry.value.network.physical_network for entry in networks if entry),
-        architecture=source.architecture if source else "",
+        architecture=source.architecture if source else request.architecture,
         host=request.host_id,
         among=request.among,
         excluded=excluded,

@@ -57,6 +57,7 @@ async def reserve_capacity(run: _Run) -> None:
             pool=record.requested_pool,
             host_id=resolve_host(run, request.host),
             excluded=indebted(run),
+            architecture=record.architecture,
         ),
         epoch,
         remember,
