@@ -101,7 +101,7 @@ class Scrubber:
             await asyncio.sleep(len(blob) / self._bytes_per_second)
 
     async def _recheck(self) -> None:
-        if time.monotonic() >= self._rechecked + _RECHECK_SECONDS:
+        if time.monotonic() >= self._rechecked + min(_RECHECK_SECONDS, self._round_seconds):
             if recorded := await self._damage.recorded():
                 await self._damage.look(recorded)
             self._rechecked = time.monotonic()
