@@ -3,7 +3,8 @@
 import asyncio
 import errno
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
@@ -23,12 +24,14 @@ from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 from remuda_image_store import ledger
 from remuda_image_store.blob_names import Names, Plain, View
 from remuda_image_store.blobs import Blob, Blobs
-from remuda_image_store.ledger import UPLOADS, Brought
+from remuda_image_store.ledger import UPLOADS, Brought, serialize_brought
 
 CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
 _CHECKS_AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+T = TypeVar("T")
 
 
 class Content:
@@ -64,7 +67,7 @@ class Content:
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
         try:
-            return unpack_parts(*await self._get_parted(chunk_key(digest)))
+            return unpack_parts(*await self._reading(chunk_key(digest), self._get_parted))
         except (FileNotFoundError, DamagedChunk) as error:
             self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
@@ -110,24 +113,21 @@ class Content:
         return None
 
     async def _get(self, key: str) -> bytes:
-        """Raises FileNotFoundError. For reading, also what is doomed is good while it is there."""
-        try:
-            return await self._blobs.get(key)
-        except FileNotFoundError:
-            instead = await self._names.look_up(key)
-            if instead is None:
-                raise
-            return await self._blobs.get(instead)
+        """Raises FileNotFoundError."""
+        return await self._reading(key, self._blobs.get)
 
     async def _get_parted(self, key: str) -> tuple[bytes, bytes]:
-        """As `_get`, for a chunk: its head apart from its bytes."""
+        return await self._blobs.get_parted(key, HEAD_BYTES)
+
+    async def _reading(self, key: str, read: Callable[[str], Awaitable[T]]) -> T:
+        """Raises FileNotFoundError. For reading, also what is doomed is good while it is there."""
         try:
-            return await self._blobs.get_parted(key, HEAD_BYTES)
+            return await read(key)
         except FileNotFoundError:
             instead = await self._names.look_up(key)
             if instead is None:
                 raise
-            return await self._blobs.get_parted(instead, HEAD_BYTES)
+            return await read(instead)
 
     async def _put_new(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         if usable := candidates(key, self._names.now()):
@@ -179,10 +179,6 @@ class Content:
 
     # --- ledgers of uploads ---
 
-    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
-        """What a host has sent."""
-        await self._put(key, ledger.serialize_brought(chunks))
-
     async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
         """Of a raw upload: chunks of the file from `offset` on, in order."""
         await self._put(ledger_key(image, segment, offset), ledger.serialize(digests))
@@ -196,6 +192,9 @@ class Content:
         keys = sorted([blob.key async for blob in self._blobs.list(prefix)])
         blobs = [(int(key.rpartition("/")[2], 16), await self._blobs.get(key)) for key in keys]
         return [(offset, ledger.parse(blob)) for offset, blob in blobs]
+
+    async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
+        await self._put(key, serialize_brought(chunks))
 
     async def _put(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         try:

@@ -53,18 +53,18 @@ def put(root: Path, key: str, head: bytes, data: bytes, *, blind: bool) -> bool:
     return new
 
 
-def _write_patiently(root: Path, path: Path, head: bytes, data: bytes) -> bool:
-    for _ in range(_WRITES - 1):
-        with contextlib.suppress(FileNotFoundError):
-            return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
-    return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
-
-
 def get_parted(path: Path, head_bytes: int) -> tuple[bytes, bytes]:
     """Read apart, so that the longer part is not copied once more."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         return read_at(file.fileno(), 0, head_bytes), read_at(file.fileno(), head_bytes, size - head_bytes)
+
+
+def _write_patiently(root: Path, path: Path, head: bytes, data: bytes) -> bool:
+    for _ in range(_WRITES - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
+    return _write(root / TEMPORARY / str(uuid.uuid4()), path, head, data)
 
 
 def _write(temporary: Path, path: Path, head: bytes, data: bytes) -> bool:
