@@ -5,6 +5,7 @@ bytes, whatever is stored, so that compression may change without a chunk changi
 has no name and no bytes anywhere.
 """
 
+import threading
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
@@ -18,11 +19,17 @@ Digest = NewType("Digest", bytes)
 CHUNK_BYTES = 4 << 20
 DIGEST_BYTES = 32
 HOLE = Digest(b"")
+HEAD_BYTES = 1
+"""Of a chunk's blob, before its bytes."""
 
 _ZERO = bytes(CHUNK_BYTES)
 _LEVEL = 3
 # Below this saving the time to unpack it on every host is worth more than the disk.
 _WORTH = 0.95
+# 16 of 8 KiB, evenly.
+_SAMPLE = 8 << 10
+_SAMPLED = range(0, CHUNK_BYTES, CHUNK_BYTES // 16)
+_own = threading.local()
 
 
 class DamagedChunk(ValueError):
@@ -62,10 +69,25 @@ def is_zero(data: bytes) -> bool:
 
 
 def encode(data: bytes) -> Stored:
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    # Looked at here and there first: what does not compress is mostly so all along, and trying it is costly.
+    if len(data) == CHUNK_BYTES and not _compresses(b"".join(data[at : at + _SAMPLE] for at in _SAMPLED)):
+        return Stored(encoding=Encoding.IDENTITY, data=data)
+    packed = _compressor().compress(data)
     if len(packed) < len(data) * _WORTH:
         return Stored(encoding=Encoding.ZSTD, data=packed)
     return Stored(encoding=Encoding.IDENTITY, data=data)
+
+
+def _compresses(sample: bytes) -> bool:
+    return len(_compressor().compress(sample)) < len(sample) * _WORTH
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    # A megabyte of tables, which is not made anew for every chunk; not to be shared between threads.
+    found: zstandard.ZstdCompressor | None = getattr(_own, "compressor", None)
+    if found is None:
+        found = _own.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    return found
 
 
 def decode(stored: Stored, digest: Digest, length: int) -> bytes:
@@ -76,6 +98,20 @@ def decode(stored: Stored, digest: Digest, length: int) -> bytes:
     if digest_of(data) != digest:
         raise DamagedChunk(f"chunk {digest.hex()}: the bytes have another digest")
     return data
+
+
+def verify(stored: Stored, digest: Digest) -> None:
+    """Raises DamagedChunk unless it has this digest, whatever its length up to CHUNK_BYTES."""
+    if stored.encoding is Encoding.IDENTITY:
+        length = len(stored.data)
+    else:
+        try:
+            length = zstandard.frame_content_size(stored.data)
+        except zstandard.ZstdError as error:
+            raise DamagedChunk(f"damaged zstd frame: {error}") from error
+    if not 0 < length <= CHUNK_BYTES:
+        raise DamagedChunk(f"chunk {digest.hex()}: {length} bytes")
+    decode(stored, digest, length)
 
 
 def _unpack(packed: bytes, length: int) -> bytes:
@@ -92,12 +128,22 @@ def _unpack(packed: bytes, length: int) -> bytes:
 
 def pack(stored: Stored) -> bytes:
     """A chunk as one blob: a byte that says the encoding, then the bytes."""
-    return bytes((stored.encoding,)) + stored.data
+    return pack_head(stored) + stored.data
+
+
+def pack_head(stored: Stored) -> bytes:
+    """What stands before the bytes."""
+    return bytes((stored.encoding,))
 
 
 def unpack(blob: bytes) -> Stored:
     """Raises DamagedChunk when the blob does not begin with a known encoding."""
+    return unpack_parts(blob[:HEAD_BYTES], blob[HEAD_BYTES:])
+
+
+def unpack_parts(head: bytes, data: bytes) -> Stored:
+    """Of a blob that was read apart. Raises DamagedChunk when the head is no known encoding."""
     try:
-        return Stored(encoding=Encoding(blob[0]), data=blob[1:])
+        return Stored(encoding=Encoding(head[0]), data=data)
     except (IndexError, ValueError) as error:
-        raise DamagedChunk(f"a blob of {len(blob)} bytes is no stored chunk") from error
+        raise DamagedChunk(f"a blob of {len(head) + len(data)} bytes is no stored chunk") from error

@@ -133,6 +133,27 @@ class Metrics:
             registry=r,
         )
 
+        self.gc_passes = Counter(
+            "remuda_image_gc_passes", "Passes of garbage collection: done, failed.", ("result",), registry=r
+        )
+        self.gc_last_pass = Gauge(
+            "remuda_image_gc_last_pass_timestamp_seconds", "When this replica's last pass ended.", registry=r
+        )
+        self.gc_marked = Gauge(
+            "remuda_image_gc_marked_blobs", "Blobs that its last pass left marked for removal.", registry=r
+        )
+        self.gc_removed_blobs = Counter(
+            "remuda_image_gc_removed_blobs", "Blobs that nothing referred to, removed.", registry=r
+        )
+        self.scrubbed_bytes = Counter("remuda_image_scrubbed_bytes", "Stored bytes read again.", registry=r)
+        self.damaged_chunks = Counter(
+            "remuda_image_damage_found", "Chunks of ACTIVE images found damaged or lost.", registry=r
+        )
+        self.repaired_chunks = Counter(
+            "remuda_image_damage_repaired", "Of these: sound again, out of a host's cache.", registry=r
+        )
+        self.gc_removed_bytes = Counter("remuda_image_gc_removed_bytes", "Their bytes.", registry=r)
+
     def rpc_started(self, *, method: str, kind: str) -> None:
         """`method` as gRPC names it, /package.Service/Method. Started less handled is in flight."""
         service, _, name = method.strip("/").partition("/")

@@ -24,6 +24,7 @@ from remuda_core.auth.identity import TokensFile
 from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
+from remuda_core.memory import keep_freed_memory
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer, run_service
 from remuda_core.telemetry import logs
@@ -52,7 +53,7 @@ from remuda_api.handlers.migrations import MigrationHandler
 from remuda_api.handlers.networks import NetworkHandler
 from remuda_api.handlers.operations import OperationHandler
 from remuda_api.handlers.quotas import QuotaHandler
-from remuda_api.image_stores import ImageStores
+from remuda_api.image_stores import FORWARDED, ImageStores
 from remuda_api.leader import LeaderLink
 from remuda_api.listing.instances import InstanceViews
 from remuda_api.listing.pages import CacheViews, Pager
@@ -104,6 +105,7 @@ async def gateway(settings: ApiSettings) -> AsyncIterator[Gateway]:
                 tokens=tokens,
                 # Agents and other services have no business here, whatever a policy row says.
                 kinds=frozenset({Kind.USER}),
+                forwarded=FORWARDED,
                 drain_seconds=settings.drain_seconds,
             )
         )
@@ -218,6 +220,7 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 
 def main() -> None:
     settings = load_or_exit(ApiSettings, sys.argv[1:], "REMUDA_API_")
+    keep_freed_memory()
     logs.configure(level=settings.log_level, service="api")
 
     async def serve(stop: asyncio.Event) -> None:

@@ -2,14 +2,27 @@
 
 import asyncio
 import errno
-from collections.abc import Collection, Iterable, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
-from remuda_core.images.chunks import DamagedChunk, Digest, Stored, decode, digest_of, encode, pack, unpack
+from remuda_core.images.chunks import (
+    HEAD_BYTES,
+    DamagedChunk,
+    Digest,
+    Stored,
+    decode,
+    digest_of,
+    encode,
+    pack_head,
+    unpack_parts,
+)
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
 from remuda_image_store import ledger
+from remuda_image_store.blob_names import Names, Plain, View
 from remuda_image_store.blobs import Blob, Blobs
 from remuda_image_store.ledger import UPLOADS, Brought, serialize_brought
 
@@ -18,12 +31,18 @@ CHUNKS, MANIFESTS = "chunks/", "manifests/"
 _CHECKS_AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
+T = TypeVar("T")
+
 
 class Content:
     """Errors are RemudaError: DIGEST_MISMATCH for what is damaged or lost, DISK_FULL."""
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, names: View | None = None) -> None:
+        """`names`: which of them must not be relied on; None: nothing is ever removed."""
         self._blobs = blobs
+        self._names: View = names or Plain()
+        self.on_damage: Callable[[Digest], None] = _nobody
+        """Told of every chunk that was asked for and is lost or damaged."""
 
     @property
     def blobs(self) -> Blobs:
@@ -35,20 +54,22 @@ class Content:
         """`digest` is that of `data`. Returns the bytes that came new into the store."""
         key = chunk_key(digest)
         # Asked first: compressing costs more than asking, and most chunks of a second image are known.
-        if await self._blobs.exists(key):
+        if await self.size(key) is not None:
             return 0
-        blob = await asyncio.to_thread(lambda: pack(encode(data)))
-        return len(blob) if await self._put(key, blob) else 0
+        stored = await asyncio.to_thread(encode, data)
+        head = pack_head(stored)
+        return len(head) + len(stored.data) if await self._put_new(key, stored.data, head=head) else 0
 
     async def put_sent(self, digest: Digest, stored: Stored) -> None:
         """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
-        await self._put(chunk_key(digest), pack(stored), blind=True)
+        await self._put_new(chunk_key(digest), stored.data, head=pack_head(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
         try:
-            return unpack(await self._blobs.get(chunk_key(digest)))
+            return unpack_parts(*await self._reading(chunk_key(digest), self._get_parted))
         except (FileNotFoundError, DamagedChunk) as error:
+            self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
 
     async def chunk(self, digest: Digest, length: int) -> bytes:
@@ -57,39 +78,79 @@ class Content:
         try:
             return await asyncio.to_thread(decode, stored, digest, length)
         except DamagedChunk as error:
+            self.on_damage(digest)
             raise _lost(str(error)) from error
 
-    async def sizes(self, digests: Collection[Digest]) -> dict[Digest, int]:
-        """Bytes of those that are in the store, as they are stored."""
+    async def sizes(self, digests: Collection[Digest], names: Names | None = None) -> dict[Digest, int]:
+        """Bytes of those that are in the store, as they are stored; as far as `names` are right (None: what
+        is known of them here).
+        """
         at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
         async def size(digest: Digest) -> int | None:
             async with at_once:
-                return await self._blobs.size(chunk_key(digest))
+                return await self.size(chunk_key(digest), names)
 
         ordered = list(digests)
         answers = await asyncio.gather(*map(size, ordered))
         return {digest: size for digest, size in zip(ordered, answers, strict=True) if size is not None}
 
-    async def lacking(self, digests: Collection[Digest]) -> set[Digest]:
-        """Those that are not in the store."""
-        return set(digests) - (await self.sizes(digests)).keys()
+    async def lacking(self, digests: Collection[Digest], names: Names | None = None) -> set[Digest]:
+        """Those that are not in the store; `names`: as in `sizes`."""
+        return set(digests) - (await self.sizes(digests, names)).keys()
 
-    async def delete_chunks(self, digests: Collection[Digest]) -> None:
-        await self._blobs.delete(map(chunk_key, digests))
+    # --- names ---
+
+    @property
+    def names(self) -> View:
+        return self._names
+
+    async def size(self, key: str, names: Names | None = None) -> int | None:
+        """Of the blob that holds the content named `key`, and may be relied on; None: there is none."""
+        for name in candidates(key, names or self._names.now()):
+            if (size := await self._blobs.size(name)) is not None:
+                return size
+        return None
+
+    async def _get(self, key: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return await self._reading(key, self._blobs.get)
+
+    async def _get_parted(self, key: str) -> tuple[bytes, bytes]:
+        return await self._blobs.get_parted(key, HEAD_BYTES)
+
+    async def _reading(self, key: str, read: Callable[[str], Awaitable[T]]) -> T:
+        """Raises FileNotFoundError. For reading, also what is doomed is good while it is there."""
+        try:
+            return await read(key)
+        except FileNotFoundError:
+            instead = await self._names.look_up(key)
+            if instead is None:
+                raise
+            return await read(instead)
+
+    async def _put_new(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
+        if usable := candidates(key, self._names.now()):
+            return await self._put(usable[0], blob, head=head, blind=blind)
+        # Somebody may remove whatever has these names at any time.
+        instead = f"{key}.{uuid.uuid4().hex[:12]}"
+        await self._put(instead, blob, head=head)
+        await self._names.use_again(key, instead)
+        return True
 
     # --- manifests ---
 
     async def put_manifest(self, manifest: Manifest) -> Digest:
         blob = serialize(manifest)
         digest = digest_of(blob)
-        await self._put(manifest_key(digest), blob)
+        if await self.size(manifest_key(digest)) is None:
+            await self._put_new(manifest_key(digest), blob)
         return digest
 
     async def manifest_blob(self, digest: Digest) -> bytes:
         """Not verified; the host does that."""
         try:
-            return await self._blobs.get(manifest_key(digest))
+            return await self._get(manifest_key(digest))
         except FileNotFoundError as error:
             raise _lost(f"manifest {digest.hex()} is lost") from error
 
@@ -99,9 +160,6 @@ class Content:
             return parse(blob, digest)
         except BadManifest as error:
             raise _lost(str(error)) from error
-
-    async def delete_manifest(self, digest: Digest) -> None:
-        await self._blobs.delete([manifest_key(digest)])
 
     # --- parts of uploads ---
 
@@ -122,7 +180,7 @@ class Content:
     # --- ledgers of uploads ---
 
     async def put_ledger(self, image: ImageId, segment: str, offset: int, digests: Sequence[Digest]) -> None:
-        """Chunks of the file from `offset` on, in order."""
+        """Of a raw upload: chunks of the file from `offset` on, in order."""
         await self._put(ledger_key(image, segment, offset), ledger.serialize(digests))
 
     async def delete_ledger(self, image: ImageId, segment: str, offset: int) -> None:
@@ -138,9 +196,9 @@ class Content:
     async def put_brought(self, key: str, chunks: Iterable[Brought]) -> None:
         await self._put(key, serialize_brought(chunks))
 
-    async def _put(self, key: str, blob: bytes, *, blind: bool = False) -> bool:
+    async def _put(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         try:
-            return await self._blobs.put(key, blob, blind=blind)
+            return await self._blobs.put(key, blob, head=head, blind=blind)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise RemudaError(Reason.DISK_FULL, "the image store has no room left") from error
@@ -157,6 +215,12 @@ def manifest_key(digest: Digest) -> str:
     return f"{MANIFESTS}{name[:2]}/{name}"
 
 
+def candidates(key: str, names: Names) -> list[str]:
+    """Where the content named `key` may be, in the order in which they are preferred."""
+    found = (key, names.again.get(key))
+    return [name for name in found if name is not None and name not in names.doomed]
+
+
 def part_key(image: ImageId, segment: str, offset: int) -> str:
     # Zero-padded: the order of the names is that of the bytes.
     return f"{UPLOADS}{image}/{segment}/{offset:016x}"
@@ -168,3 +232,7 @@ def ledger_key(image: ImageId, segment: str, offset: int) -> str:
 
 def _lost(message: str) -> RemudaError:
     return RemudaError(Reason.DIGEST_MISMATCH, message)
+
+
+def _nobody(_: Digest) -> None:
+    """Is told."""

@@ -3,7 +3,7 @@
     raw:   its chunks are put already, and named by its ledgers -> SHA-256 checked -> manifest put
     qcow2: assembled, SHA-256 checked -> inspected -> raw -> chunks put -> manifest put
     -> PENDING, charged (from here on its chunks count as referenced)
-    -> under the sweep lock: every digest is there -> ACTIVE
+    -> every digest is there, and nothing was doomed meanwhile -> ACTIVE
 
 Every step may be repeated: chunks and manifests are named by their content, and both transactions compare the
 record's revision. An import goes on when its client goes away; who asks again on this replica joins it, and
@@ -16,14 +16,12 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from remuda.image.v1 import image_pb2
 from remuda.store.v1.image_pb2 import ImageCharge
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd import ops
-from remuda_core.etcd.client import Etcd
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import CHUNK_BYTES, Digest
 from remuda_core.images.manifest import Manifest
@@ -35,8 +33,6 @@ from remuda_image_store.content import Content
 from remuda_image_store.inspection import Refused, check_largest, inspect
 from remuda_image_store.raw_uploads import received, sha256_of
 from remuda_image_store.records import Changed, Found, Image, Records, no_longer
-from remuda_image_store.removal import drop_content
-from remuda_image_store.sweep_lock import Held, sweep_lock
 from remuda_image_store.uploads import mismatch, read_back
 
 _log = logging.getLogger(__name__)
@@ -51,22 +47,18 @@ class Importer:
 
     def __init__(
         self,
-        etcd: Etcd,
         records: Records,
         content: Content,
         activation: Activation,
         *,
-        holder: str,
         scratch: Path,
         scratch_bytes: int,
         largest_bytes: int,
     ) -> None:
         """`scratch_bytes`: most that one import may take; `largest_bytes`: of a virtual disk."""
-        self._etcd = etcd
         self._records = records
         self._content = content
         self._activation = activation
-        self._holder = holder
         self._scratch = scratch
         self._scratch_bytes = scratch_bytes
         self._largest_bytes = largest_bytes
@@ -210,19 +202,8 @@ class Importer:
             image.stored_bytes = stored_bytes
 
         charge = ImageCharge(virtual_bytes=manifest.virtual_bytes, stored_bytes=stored_bytes)
-        try:
-            return await self._records.change(found, pend, charge=charge)
-        except (Changed, RemudaError):
-            await self._drop(digest)
-            raise
-
-    async def _drop(self, digest: Digest) -> None:
-        """The image was removed while its chunks came into the store: its record never named them."""
-        async with self._lock() as lock:
-            await drop_content(self._content, digest, await self._records.all(), lock)
-
-    def _lock(self) -> AbstractAsyncContextManager[Held]:
-        return sweep_lock(self._etcd, self._records.keys.image_sweep, self._holder)
+        # If it was removed meanwhile, nothing refers to what was put, and the sweeper takes it.
+        return await self._records.change(found, pend, charge=charge)
 
     async def _to_raw(self, found: Found, work: Path) -> tuple[Path, int]:
         image = found.record.image

@@ -50,6 +50,8 @@ class Images(image_pb2_grpc.ImageServiceServicer):
             return _answer(found, found.record.image.file_bytes)
         if found.state not in TAKES_BYTES:
             raise no_longer(found, "UPLOADING")
+        if found.record.operation_id:
+            raise RemudaError(Reason.STATE_FORBIDS_ACTION, f"{found.name} is filled by an operation")
         async with self._receiver(found, await self._records.upload(found.id)) as receiver:
             before = receiver.committed_bytes
             await self._importer.admit(found, committed=before)
