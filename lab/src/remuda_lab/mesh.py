@@ -73,10 +73,17 @@ class Mesh:
         self.cli().run("image", "upload", str(self.image.qcow2), "--name", IMAGE, "--guest-agent")
 
     def launch(
-        self, name: str, *, host: str = "", pool: str = "", flavor: str = "tiny", user_data: str = ""
+        self,
+        name: str,
+        *,
+        host: str = "",
+        pool: str = "",
+        flavor: str = "tiny",
+        image: str = IMAGE,
+        user_data: str = "",
     ) -> Guest:
         """Launch and wait until the guest answers on its network. Raises LabError."""
-        arguments = ["instance", "create", name, "--flavor", flavor, "--image", IMAGE, "--network", NETWORK]
+        arguments = ["instance", "create", name, "--flavor", flavor, "--image", image, "--network", NETWORK]
         arguments += ["--host", host] if host else []
         arguments += ["--pool", pool] if pool else []
         arguments += ["--user-data", "-"] if user_data else []

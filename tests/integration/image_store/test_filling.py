@@ -4,22 +4,26 @@ import asyncio
 import random
 import signal
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import pytest
 from remuda.image.v1 import chunk_pb2, image_pb2, source_pb2
+from remuda.store.v1 import gc_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, ImageId
-from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of, encode
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of, encode, pack
 from remuda_core.images.fetch import ImageFetcher
 from remuda_core.images.manifest import Manifest
 from remuda_core.images.upload import ChunkUploader
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
+from remuda_image_store.content import chunk_key
+from remuda_image_store.known_chunks import Ledgers
+from remuda_image_store.ledger import Brought
 from remuda_image_store.testing import PROJECT, Blank, Cloud, Sample, cut, noise
 
 CRASH = source_pb2.ImageSource.CONSISTENCY_CRASH
@@ -383,3 +387,45 @@ async def test_a_commit_that_is_killed_is_finished_by_another_replica(
     assert await usage(cloud) == (len(disk), len(disk))
     assert await (await cloud.images(address)).download(blank) == disk
     assert cloud.blobs("uploads") == set()
+
+
+async def test_a_chunk_that_is_removed_before_its_ledger_is_written_is_not_answered_for(
+    cloud: Cloud, host: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, blank, disk = await cloud.serve(), await cloud.blank(), noise(18, CHUNK_BYTES)
+    filler = await uploader(cloud, host, blank, address)
+    add = Ledgers.add
+    times: list[int] = []
+
+    async def after_a_removal(self: Ledgers, image: ImageId, chunks: Collection[Brought]) -> str:
+        if not times:
+            for path in (cloud.directory / "backend/chunks").rglob("*/*"):
+                path.unlink()
+        times.append(len(chunks))
+        return await add(self, image, chunks)
+
+    monkeypatch.setattr(Ledgers, "add", after_a_removal)
+    manifest = await send(filler, disk)
+    assert times == [1, 1]
+    assert await filler.lacking(manifest.digests) == set()
+    await committed(filler, manifest)
+    assert await (await cloud.images(address)).download(blank) == disk
+
+
+async def test_a_chunk_that_is_on_its_way_out_is_kept_under_another_name(cloud: Cloud, host: HostId) -> None:
+    address, blank, disk = await cloud.serve(), await cloud.blank(), noise(19, CHUNK_BYTES)
+    digest = digest_of(disk)
+    blob = cloud.directory / "backend" / chunk_key(digest)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(pack(encode(disk)))
+    # As one that removes garbage leaves it, which was killed or stopped in front of the removal.
+    doom = gc_pb2.DoomRecord(names=[chunk_key(digest)])
+    doom.time.GetCurrentTime()
+    await cloud.etcd.put(cloud.keys.doomed(str(uuid.uuid4())), doom.SerializeToString())
+    filler = await uploader(cloud, host, blank, address)
+    manifest = await send(filler, disk)
+    # It goes on.
+    blob.unlink()
+    assert await filler.lacking(manifest.digests) == set()
+    await committed(filler, manifest)
+    assert await (await cloud.images(address)).download(blank) == disk

@@ -19,6 +19,7 @@ from remuda_scheduler.sagas.inheriting import removal_in
 SPEC = DomainSpec(pool="pool")
 ORDERS = {
     "ensure_base_image": None,
+    "snapshot_disk": None,
     "prepare_disks": RunStepRequest(prepare_disks=PrepareDisks(spec=SPEC)),
     "define_domain": RunStepRequest(define_domain=DefineDomain(spec=SPEC)),
     "remove_instance": RunStepRequest(remove_instance=RemoveInstance(pool="pool")),

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from remuda.compute.v1.operation_pb2 import Progress
+from remuda.image.v1.source_pb2 import TransferCounts
 from remuda_core.ids import OperationId
 from remuda_scheduler.live.hub import ProgressHub
 
@@ -48,6 +49,14 @@ async def test_percent_never_falls_whoever_measured_it() -> None:
     ((operation, progress),) = hub.running()
     assert (operation, progress.percent) == (OPERATION, 60)
     assert progress.message.startswith("of the next")
+
+
+async def test_a_snapshot_that_is_begun_again_does_not_fall_back() -> None:
+    hub = ProgressHub()
+    hub.publish(OPERATION, Progress(percent=70, snapshot=TransferCounts(read_bytes=7)))
+    hub.publish(OPERATION, Progress(percent=1, snapshot=TransferCounts(read_bytes=1)))
+    ((_, progress),) = hub.running()
+    assert (progress.percent, progress.snapshot.read_bytes) == (70, 1)
 
 
 async def test_the_end_of_the_leadership_ends_every_watcher() -> None:

@@ -40,7 +40,7 @@ WRITE_AT_ONCE = 16
 _FRAME_BYTES = 1 << 20
 # Encoded while those before them travel; so many more than the caller holds are in memory.
 _ENCODED_AHEAD = 2
-_STALL_SECONDS = 20.0
+_STALL_SECONDS = 30.0
 _TRIES = 8
 # The store looks for every chunk before it answers, and may wait for the lock of a replica that was killed.
 _COMMIT_SECONDS = 300.0

@@ -29,6 +29,7 @@ from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, InstanceId
 from remuda_core.rpc.status import to_status
 from remuda_core.testing import leftovers
+from remuda_core.testing.snapshots import FakeSnapshots
 from remuda_core.testing.steering import Obedience, Steering
 
 RUNNING = Instance.POWER_STATE_RUNNING
@@ -100,11 +101,12 @@ class FakeHost:
     migrating: Migrating = Migrating.SUCCEEDS
     obedience: Obedience = field(default_factory=Obedience)
     """What it does with commands to migrations."""
+    snapshots: FakeSnapshots = field(default_factory=FakeSnapshots)
     streams_cut: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def empty(self) -> bool:
-        return not self.domains and not self.directories
+        return not self.domains and not self.directories and not self.snapshots.backups
 
     def fall_silent(self, how: Silence = Silence.LOST, calls: int = -1) -> None:
         self.silence, self.silent_for = how, calls
@@ -193,7 +195,10 @@ class FakeHosts:
         undo = key.direction == StepKey.DIRECTION_UNDO
         await self.before(found, key)
         on_progress(Progress(percent=50, message=key.step))
-        output = self._undo(found, request) if undo else self._do(found, request)
+        if request.WhichOneof("work") == "snapshot_disk":
+            output = await found.snapshots.run(request, on_progress)
+        else:
+            output = self._undo(found, request) if undo else self._do(found, request)
         output.observed.CopyFrom(self._show(found, InstanceId(key.instance_id)))
         self.log.append((host, key.step, "undo" if undo else "do"))
         await self.after(found, key)

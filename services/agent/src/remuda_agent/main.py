@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 import grpc
 import structlog
 from remuda.agent.v1 import agent_pb2_grpc, migration_pb2_grpc, probe_pb2_grpc
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.image.v1.chunk_pb2_grpc import ChunkServiceStub
 from remuda_core.auth.caller import Kind
 from remuda_core.config import ConfigError, load_or_exit
-from remuda_core.ids import HostId
+from remuda_core.ids import HostId, ImageId
 from remuda_core.images.fetch import ImageFetcher
+from remuda_core.images.upload import ChunkUploader
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer, run_service
 from remuda_core.rpc.tls import is_local
@@ -56,6 +58,10 @@ from remuda_agent.quarantine.finding import copies_here
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.service import AgentService
 from remuda_agent.settings import AgentSettings
+from remuda_agent.snapshots.moments import Moments
+from remuda_agent.snapshots.reading import PretendingDiskContents, QemuDiskContents
+from remuda_agent.snapshots.step import DiskSnapshots, Uploading
+from remuda_agent.snapshots.uploading import PretendingUploader, Uploader
 from remuda_agent.steps import StepRunner
 from remuda_agent.steps.ports import BaseImages
 
@@ -98,11 +104,18 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         leaders=leaders,
         changed=changed.set,
     )
+    pretending = settings.hypervisor == "fake"
+    moments = Moments(
+        hypervisor=hypervisor,
+        contents=PretendingDiskContents() if pretending else QemuDiskContents(),
+        directory=settings.state_dir / "snapshots",
+    )
     observer = Observer(
         hypervisor,
         first_sequence=time.time_ns() // 1000,
         migrates=jobs.migrates,
         waiting=lambda: quarantine.copies,
+        settling=moments.settling,
     )
     migrations = Migrations(
         hypervisor=hypervisor,
@@ -111,7 +124,6 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         host_id=host,
         pace=settings.migration.pace,
     )
-    pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
     for network, bridge in bridges.missing().items():
         _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
@@ -122,9 +134,18 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         }
         nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
         base_turns = BaseTurns()
+        files = PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker())
+        snapshots = DiskSnapshots(
+            hypervisor=hypervisor,
+            files=files,
+            pools=pools,
+            moments=moments,
+            uploading=_uploading(stores),
+            host_id=host,
+        )
         steps = StepRunner(
             hypervisor=hypervisor,
-            files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
+            files=files,
             images=_base_images(settings, pools, stores, base_turns),
             observer=observer,
             resumes=resumes,
@@ -133,6 +154,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             bridges=bridges,
             console_dir=settings.console_dir,
             quarantine=quarantine,
+            snapshots=snapshots,
         )
         surveyor = Surveyor(
             observer=observer,
@@ -179,6 +201,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         stack.push_async_callback(jobs.close, settings.drain_seconds)
         # Before anybody can ask: an order that came first would find no job to join and begin another.
         await migrations.adopt()
+        await snapshots.end_leftovers(await asyncio.to_thread(files.owners))
         server = await stack.enter_async_context(
             ServiceServer(
                 listen=settings.listen,
@@ -276,6 +299,16 @@ def _base_images(
         raise ConfigError("configuration: image_stores: at least one is needed")
     stubs = [ChunkServiceStub(channel) for channel in stores.values()]
     return FetchedBaseImages(pools, ImageFetcher(stubs, owner=settings.host_uuid), turns)
+
+
+def _uploading(stores: Mapping[str, grpc.aio.Channel]) -> Uploading:
+    stubs = [ChunkServiceStub(channel) for channel in stores.values()]
+
+    def uploading(image: ImageId, grant: SignedGrant) -> Uploader:
+        # Only a fake host has none: what it pretends to read goes nowhere.
+        return ChunkUploader(stubs, image_id=image, grant=grant) if stubs else PretendingUploader()
+
+    return uploading
 
 
 def _migration_ports(settings: AgentSettings) -> MigrationPorts:

@@ -61,7 +61,7 @@ class Content:
         return len(head) + len(stored.data) if await self._put_new(key, stored.data, head=head) else 0
 
     async def put_sent(self, digest: Digest, stored: Stored) -> None:
-        """As somebody else has encoded it, verified. How long it takes does not tell whether it was there."""
+        """What a host has sent, verified. How long it takes does not tell whether it was there."""
         await self._put_new(chunk_key(digest), stored.data, head=pack_head(stored), blind=True)
 
     async def stored_chunk(self, digest: Digest) -> Stored:

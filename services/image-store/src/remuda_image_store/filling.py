@@ -3,7 +3,7 @@
     FindChunks   -> what is neither in images that it may read nor sent before
     WriteChunks  -> verified, stored; then the ledger says so: from here on every replica knows it
     CommitImage  -> every digest is known -> manifest put -> PENDING, charged
-                    -> under the lock: every chunk is there -> ACTIVE -> the ledger goes
+                    -> every chunk is there, and stays -> ACTIVE -> the ledger goes
 
 Each may be repeated, at any replica, after any of them was killed. What was stored and never reached a ledger
 is removed as garbage. A chunk that vanishes although it is known makes the commit IMAGE_INCOMPLETE; asked
@@ -17,11 +17,13 @@ from collections.abc import AsyncIterator, Sequence
 from remuda.image.v1 import chunk_pb2, image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError, invalid_argument
+from remuda_core.etcd.client import Etcd
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import CHUNK_BYTES, HOLE, Digest, digest_of
 from remuda_core.images.manifest import BadManifest, Manifest, chunk_count, parse, serialize
 
 from remuda_image_store.activation import Activation, Incomplete
+from remuda_image_store.blob_names import read_names
 from remuda_image_store.content import Content
 from remuda_image_store.known_chunks import Ledgers, Lengths, lacking_from
 from remuda_image_store.ledger import Brought
@@ -35,6 +37,8 @@ _FILLABLE = (Image.STATE_UPLOADING, Image.STATE_PENDING)
 _WRITE_SECONDS = 300.0
 # Each of them holds up to 24 MiB.
 _WRITES_AT_ONCE = 32
+# The manifest of a disk of 4 TiB takes some 150 MB while it is looked at.
+_COMMITS_AT_ONCE = 4
 _COMMIT_TRIES = 5
 _SECTOR_BYTES = 512
 
@@ -47,6 +51,7 @@ class Filling:
 
     def __init__(
         self,
+        etcd: Etcd,
         records: Records,
         content: Content,
         lengths: Lengths,
@@ -55,6 +60,7 @@ class Filling:
         largest_bytes: int,
     ) -> None:
         """`largest_bytes`: of a virtual disk."""
+        self._etcd = etcd
         self._records = records
         self._content = content
         self._lengths = lengths
@@ -62,6 +68,7 @@ class Filling:
         self._activation = activation
         self._largest_bytes = largest_bytes
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
+        self._commits = asyncio.Semaphore(_COMMITS_AT_ONCE)
 
     async def lacking(self, grant: chunk_pb2.Grant, digests: Sequence[Digest]) -> list[Digest]:
         """Those to be sent, in order."""
@@ -103,13 +110,34 @@ class Filling:
                 # Whoever removed the image may have been past its ledgers.
                 await self._ledgers.take_back(key)
                 raise
+            await self._check_kept(chunks)
             return chunks
+
+    async def _check_kept(self, chunks: Sequence[Brought]) -> None:
+        """A chunk that was there already may have been on its way out; from the ledger on it is kept, so that
+        what is not doomed now, and is there, stays (see `blob_names`). Raises STORE_UNAVAILABLE.
+        """
+        names = await read_names(self._etcd, self._records.keys)
+        if await self._content.lacking({chunk.digest for chunk in chunks}, names):
+            # Sent again, they get names that are not doomed.
+            await self._content.names.reach(names.revision)
+            raise RemudaError(
+                Reason.STORE_UNAVAILABLE,
+                "chunks were removed as garbage while they were sent once more",
+                retry_after_seconds=1.0,
+            )
 
     async def commit(
         self, grant: chunk_pb2.Grant, request: chunk_pb2.CommitImageRequest
     ) -> chunk_pb2.CommitImageResponse:
         """Raises IMAGE_INCOMPLETE, INVALID_ARGUMENT; QUOTA_EXCEEDED, the project's: then it is FAILED."""
         await self._filled(grant)
+        async with self._commits:
+            return await self._commit_patiently(grant, request)
+
+    async def _commit_patiently(
+        self, grant: chunk_pb2.Grant, request: chunk_pb2.CommitImageRequest
+    ) -> chunk_pb2.CommitImageResponse:
         manifest, digest = await asyncio.to_thread(_parsed, request.manifest, self._largest_bytes)
         for _ in range(_COMMIT_TRIES):
             found = await self._filled(grant)

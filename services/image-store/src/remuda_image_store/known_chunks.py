@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 READABLE = (Image.STATE_ACTIVE, Image.STATE_DELETING)
 """An image that waits for its removal while an instance is based on it is still read."""
 
-# Chunks of all manifests, or ledgers, that are kept in memory: 16 TiB of disks, some 300 MB.
-_KEPT_CHUNKS = 4 << 20
+# Chunks of all manifests, or ledgers, that are kept in memory: 4 TiB of disks, some 200 MB.
+_KEPT_CHUNKS = 1 << 20
 _READS_AT_ONCE = 16
 
 

@@ -1,7 +1,7 @@
 """Which chunks an unfinished upload has brought: they count as referenced, as those of a manifest do.
 
 Blobs under uploads/<image>/ledger/, of any names below it; each is the digests of some chunks one after
-another, with the bytes that each takes as it came, encoded, and plain: 32, 4 and 4 bytes. The sizes are 0
+another, with the bytes that each takes encoded, and plain: 32, 4 and 4 bytes. The sizes are 0
 where nobody needs them. A chunk of zeros, where the order counts, is 40 zero bytes: no chunk has that digest.
 They go with the upload: when the image is ACTIVE, FAILED or removed.
 """
@@ -24,7 +24,7 @@ class Brought(NamedTuple):
 
     digest: Digest
     stored_bytes: int
-    """As it was encoded by who sent it: the same whether or not the store had it already."""
+    """As the store encodes it now: the same whether or not it was there, perhaps encoded otherwise."""
     plain_bytes: int
 
 

@@ -106,7 +106,9 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             bytes_per_second=settings.scrub_bytes_per_second,
             round_seconds=settings.scrub_round_seconds,
         )
-        filling = Filling(records, content, lengths, activation, largest_bytes=settings.largest_disk_bytes)
+        filling = Filling(
+            etcd, records, content, lengths, activation, largest_bytes=settings.largest_disk_bytes
+        )
         chunks = Chunks(records, content, lengths, filling, damage, grant_key, metrics)
         remover, usage = Remover(records, content), Usage(blobs, metrics)
         await stack.enter_async_context(_background(remover.run(cache), "remover"))

@@ -2,6 +2,9 @@
 
 Nothing that a caller says decides how much memory is taken: a chunk is at most CHUNK_BYTES, whatever its
 frames, its zstd header or its length announce.
+
+A chunk is stored, counted and read as this store encodes it, not as it came: how it is read later would
+otherwise tell whether somebody else had brought it first.
 """
 
 import asyncio
@@ -9,7 +12,7 @@ from collections.abc import Mapping
 
 from remuda.image.v1 import chunk_pb2
 from remuda_core.errors import Reason, RemudaError, invalid_argument
-from remuda_core.images.chunks import DamagedChunk, Digest, Encoding, Stored, decode, is_zero
+from remuda_core.images.chunks import DamagedChunk, Digest, Encoding, Stored, decode, encode, is_zero
 
 from remuda_image_store.content import Content
 from remuda_image_store.ledger import Brought
@@ -39,16 +42,13 @@ class Intake:
         self._data = bytearray()
         self._frames = 0
         self._head: chunk_pb2.WriteChunksRequest | None = None
+        self._begun = 0
         self._taken: dict[Digest, Brought] = {}
         self._working: set[asyncio.Task[None]] = set()
 
     async def take(self, frame: chunk_pb2.WriteChunksRequest) -> None:
         head = self._head = self._head or frame
-        if (frame.digest, frame.encoding, frame.plain_bytes) != (
-            head.digest,
-            head.encoding,
-            head.plain_bytes,
-        ):
+        if _chunk_of(frame) != _chunk_of(head):
             raise invalid_argument("digest", "a chunk begins before the one in front of it has ended")
         self._frames += 1
         if not frame.data or self._frames > _MOST_FRAMES:
@@ -76,15 +76,20 @@ class Intake:
 
     async def _chunk(self, head: chunk_pb2.WriteChunksRequest, data: bytes) -> None:
         digest = Digest(head.digest)
-        stored = Stored(encoding=Encoding(head.encoding), data=data)
-        self._admit(Brought(digest, len(data), head.plain_bytes))
+        if self._begun >= MOST_CHUNKS:
+            raise invalid_argument("digest", f"more than {MOST_CHUNKS} chunks in one call")
+        self._begun += 1
         while len(self._working) >= _AT_ONCE:
             await self._wait()
-        self._working.add(asyncio.create_task(self._store(digest, stored, head.plain_bytes)))
+        came = Stored(encoding=Encoding(head.encoding), data=data)
+        self._working.add(asyncio.create_task(self._store(digest, came, head.plain_bytes)))
+
+    async def _store(self, digest: Digest, came: Stored, plain_bytes: int) -> None:
+        stored = await asyncio.to_thread(_ours, digest, came, plain_bytes)
+        self._admit(Brought(digest, len(stored.data), plain_bytes))
+        await self._content.put_sent(digest, stored)
 
     def _admit(self, chunk: Brought) -> None:
-        if len(self._taken) >= MOST_CHUNKS:
-            raise invalid_argument("digest", f"more than {MOST_CHUNKS} chunks in one call")
         if chunk.digest not in self._before and chunk.digest not in self._taken:
             self._bytes += chunk.stored_bytes
             if self._bytes > self._byte_limit:
@@ -93,19 +98,22 @@ class Intake:
                 raise invalid_argument("digest", f"more than {self._most_chunks} chunks for one image")
         self._taken[chunk.digest] = chunk
 
-    async def _store(self, digest: Digest, stored: Stored, plain_bytes: int) -> None:
-        try:
-            data = await asyncio.to_thread(decode, stored, digest, plain_bytes)
-        except DamagedChunk as error:
-            raise RemudaError(Reason.DIGEST_MISMATCH, str(error)) from error
-        if is_zero(data):
-            raise invalid_argument("digest", "a chunk of zeros has no digest and is not sent")
-        await self._content.put_sent(digest, stored)
-
     async def _wait(self) -> None:
         done, self._working = await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        failed = [error for task in done if (error := task.exception()) is not None]
+        if failed:
+            raise failed[0]
+
+
+def _ours(digest: Digest, came: Stored, plain_bytes: int) -> Stored:
+    """Verified. Raises DIGEST_MISMATCH, INVALID_ARGUMENT."""
+    try:
+        data = decode(came, digest, plain_bytes)
+    except DamagedChunk as error:
+        raise RemudaError(Reason.DIGEST_MISMATCH, str(error)) from error
+    if is_zero(data):
+        raise invalid_argument("digest", "a chunk of zeros has no digest and is not sent")
+    return encode(data)
 
 
 def _chunk_of(frame: chunk_pb2.WriteChunksRequest) -> tuple[bytes, int, int]:

@@ -176,8 +176,19 @@ class Leadership(Protocol):
 
 class Grants(Protocol):
     def sign(
-        self, *, host_id: HostId, operation_id: OperationId, images: Sequence[ImageId]
-    ) -> SignedGrant: ...
+        self,
+        *,
+        host_id: HostId,
+        operation_id: OperationId,
+        images: Sequence[ImageId],
+        writable_image: ImageId | None = None,
+        byte_limit: int = 0,
+        at_least_seconds: float = 0.0,
+    ) -> SignedGrant:
+        """`images` may be read and `writable_image` filled, with at most `byte_limit` bytes as stored. Valid
+        for the configured time, and no less than `at_least_seconds`.
+        """
+        ...
 
 
 class ProgressHub(Protocol):

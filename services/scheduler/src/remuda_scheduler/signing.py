@@ -1,4 +1,4 @@
-"""The leader's word to the image store: which host may read which image, for which operation."""
+"""The leader's word to the image store: which images a host may read, which one fill, for which operation."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,11 +16,23 @@ class GrantSigner:
         self._key = key
         self._valid = timedelta(seconds=valid_seconds)
 
-    def sign(self, *, host_id: HostId, operation_id: OperationId, images: Sequence[ImageId]) -> SignedGrant:
+    def sign(
+        self,
+        *,
+        host_id: HostId,
+        operation_id: OperationId,
+        images: Sequence[ImageId],
+        writable_image: ImageId | None = None,
+        byte_limit: int = 0,
+        at_least_seconds: float = 0.0,
+    ) -> SignedGrant:
+        valid = max(self._valid, timedelta(seconds=at_least_seconds))
         grant = grants.grant(
             host=host_id,
             operation=operation_id,
             readable_images=images,
-            expires=datetime.now(UTC) + self._valid,
+            expires=datetime.now(UTC) + valid,
+            writable_image=writable_image,
+            byte_limit=byte_limit,
         )
         return grants.sign(grant, self._key)

@@ -22,7 +22,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ImageRecord(_message.Message):
-    """images/<id>: created and marked DELETING by the api, filled by the image store. etag = mod_revision."""
+    """images/<id>: created and marked DELETING by the api, filled by the image store; one that an operation does not
+    finish is marked DELETING by the leader. etag = mod_revision.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -20,6 +20,7 @@ from remuda_agent.jobs import Job
 from remuda_agent.observer import Observer
 from remuda_agent.quarantine import Quarantine
 from remuda_agent.resumes import ResumeTimes
+from remuda_agent.snapshots.step import DiskSnapshots
 from remuda_agent.steps.ports import BaseImages, InstanceFiles, InstancePaths, Networks, Owner
 
 PRESS_AGAIN_SECONDS = 10.0
@@ -44,6 +45,7 @@ class StepRunner:
         bridges: Networks,
         console_dir: Path,
         quarantine: Quarantine,
+        snapshots: DiskSnapshots,
     ) -> None:
         self._hypervisor = hypervisor
         self._files = files
@@ -55,6 +57,7 @@ class StepRunner:
         self._bridges = bridges
         self._console_dir = console_dir
         self._quarantine = quarantine
+        self._snapshots = snapshots
 
     async def run(self, request: RunStepRequest, job: Job) -> StepOutput:
         """Raises what the work raises; STALE_EPOCH when the host runs a newer copy than the order is for."""
@@ -353,6 +356,7 @@ class StepRunner:
             "prepare_incoming": self._prepare_incoming,
             "finish_incoming": self._finish_incoming,
             "release_source": self._release_source,
+            "snapshot_disk": self._snapshots.take,
         }
 
     @property
@@ -368,6 +372,7 @@ class StepRunner:
             "prepare_incoming": self._unprepare_incoming,
             "finish_incoming": self._nothing,
             "release_source": self._nothing,
+            "snapshot_disk": self._snapshots.undo,
         }
 
 

@@ -10,6 +10,7 @@ from remuda_scheduler.sagas import (
     delete_instance,
     live_migrate,
     reconcile_instance,
+    snapshot_instance,
     start_instance,
     stop_instance,
 )
@@ -24,6 +25,7 @@ SAGAS: Mapping[str, Saga[Any]] = MappingProxyType(
             stop_instance.SAGA,
             live_migrate.SAGA,
             reconcile_instance.SAGA,
+            snapshot_instance.SAGA,
         )
     }
 )

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -42,6 +43,7 @@ from remuda_scheduler.preflight.prober import Prober
 from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.sagas.registry import SAGAS
 from remuda_scheduler.store import StoreView, open_store
+from remuda_scheduler.testing.committing import commit_image
 from remuda_scheduler.testing.ports import Counters, FirstFit, Grants, Hub, MortalLeadership
 from remuda_scheduler.turns.queue import Limits
 from remuda_scheduler.turns.turns import Turns
@@ -83,6 +85,7 @@ class Cluster:
     room: int = 100
     limits: Limits = field(default_factory=Limits)
     hub: Hub = field(default_factory=Hub)
+    grants: Grants = field(default_factory=Grants)
     controls: ControlHub = field(default_factory=ControlHub)
     counters: Counters = field(default_factory=Counters)
     term: Term | None = None
@@ -103,7 +106,7 @@ class Cluster:
             agents=FencedAgents(self.agents, leader, self.store.fenced),
             placement=placement,
             preflight=Preflight(hosts=placement, prober=Prober(self.probes)),
-            grants=Grants(),
+            grants=self.grants,
             turns=Turns(self.store, self.limits),
             progress=self.hub,
             controls=self.controls,
@@ -204,7 +207,13 @@ class Cluster:
         return instance, operation
 
     async def admit(
-        self, action: str, instance: InstanceId, request: Message, *, also: Sequence[ops.Op] = ()
+        self,
+        action: str,
+        instance: InstanceId,
+        request: Message,
+        *,
+        also: Sequence[ops.Op] = (),
+        image: ImageId | None = None,
     ) -> OperationId:
         operation = OperationId(str(uuid.uuid4()))
         claim = Claim(operation_id=operation, action=action)
@@ -212,7 +221,7 @@ class Cluster:
             compare=[ops.absent(self.keys.claim(instance))],
             success=[
                 ops.put(self.keys.claim(instance), claim.SerializeToString()),
-                self._operation(operation, action, instance, request),
+                self._operation(operation, action, instance, request, image),
                 *also,
             ],
         )
@@ -220,7 +229,12 @@ class Cluster:
         return operation
 
     def _operation(
-        self, operation: OperationId, action: str, instance: InstanceId, request: Message
+        self,
+        operation: OperationId,
+        action: str,
+        instance: InstanceId,
+        request: Message,
+        image: ImageId | None = None,
     ) -> ops.Op:
         packed = AnyMessage()
         packed.Pack(request)
@@ -230,6 +244,7 @@ class Cluster:
             instance_id=instance,
             project=PROJECT,
             request=packed,
+            image_id=image or "",
             metadata=OperationMetadata(
                 action=action,
                 state=OperationMetadata.STATE_PENDING,
@@ -360,6 +375,8 @@ async def open_cluster(etcd: Etcd, keys: Keys) -> AsyncIterator[Cluster]:
         made = Cluster(
             etcd=etcd, keys=keys, store=store, agents=agents, probes=FakeProbes(agents), a=a, b=b, c=c
         )
+        for agent in agents.hosts.values():
+            agent.snapshots.commit = partial(commit_image, etcd, keys)
         shared = HostPool(name="shared", uid="nfs-1", shared=True)
         for host, name in ((a, "alpha"), (b, "beta"), (c, "gamma")):
             await made.put_host(host, name, pools=[shared] if host != c else [])

@@ -3,10 +3,12 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from remuda.compute.v1.host_pb2 import Host, HostInventory
 from remuda.compute.v1.operation_pb2 import PlacementExplanation, Progress
-from remuda.image.v1.chunk_pb2 import SignedGrant
+from remuda.image.v1.chunk_pb2 import Grant, SignedGrant
+from remuda_core.auth import grants
 from remuda_core.etcd import ops
 from remuda_core.etcd.election import Leadership
 from remuda_core.etcd.model import TxnResult
@@ -109,10 +111,31 @@ class FirstFit:
 
 
 class Grants:
-    """Signs nothing."""
+    """Does not sign, and keeps what would be signed."""
 
-    def sign(self, *, host_id: HostId, operation_id: OperationId, images: Sequence[ImageId]) -> SignedGrant:
-        return SignedGrant(grant=f"{host_id} {operation_id} {images}".encode())
+    def __init__(self) -> None:
+        self.given: list[Grant] = []
+
+    def sign(
+        self,
+        *,
+        host_id: HostId,
+        operation_id: OperationId,
+        images: Sequence[ImageId],
+        writable_image: ImageId | None = None,
+        byte_limit: int = 0,
+        at_least_seconds: float = 0.0,
+    ) -> SignedGrant:
+        made = grants.grant(
+            host=host_id,
+            operation=operation_id,
+            readable_images=images,
+            expires=datetime.now(UTC) + timedelta(seconds=at_least_seconds),
+            writable_image=writable_image,
+            byte_limit=byte_limit,
+        )
+        self.given.append(made)
+        return SignedGrant(grant=made.SerializeToString())
 
 
 class Hub:

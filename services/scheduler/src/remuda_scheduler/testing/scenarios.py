@@ -11,10 +11,13 @@ from remuda.compute.v1.instance_pb2 import (
 )
 from remuda.compute.v1.moving_pb2 import LiveMigrateInstanceRequest
 from remuda.compute.v1.reconcile_pb2 import ReconcileInstanceRequest
+from remuda.image.v1.image_pb2 import Image
 from remuda_core.ids import InstanceId, OperationId
 from remuda_core.testing.hosts import PAUSED, RUNNING, SHUTOFF, FakeDomain
+from remuda_core.testing.snapshots import COUNTS
 
 from remuda_scheduler.testing.cluster import Cluster
+from remuda_scheduler.testing.images import admit_snapshot, images_of
 
 Check = Callable[[Cluster, InstanceId], Awaitable[None]]
 Began = tuple[InstanceId, OperationId]
@@ -145,6 +148,29 @@ async def _only_on(cluster: Cluster, instance: InstanceId, where: str) -> None:
     await cluster.nothing_is_open()
 
 
+# --- SnapshotInstance ---
+
+
+async def _snapshot(cluster: Cluster) -> Began:
+    instance = await cluster.running()
+    return instance, await admit_snapshot(cluster, instance)
+
+
+async def _snapshot_made(cluster: Cluster, instance: InstanceId) -> None:
+    (image,) = await images_of(cluster, instance)
+    assert image.image.state == Image.STATE_ACTIVE
+    assert image.charge.stored_bytes == COUNTS.stored_bytes
+    await _launched(cluster, instance)
+    assert not cluster.agents.hosts[cluster.a].snapshots.backups
+
+
+async def _no_snapshot(cluster: Cluster, instance: InstanceId) -> None:
+    (image,) = await images_of(cluster, instance)
+    assert image.image.state == Image.STATE_DELETING
+    await _launched(cluster, instance)
+    assert not cluster.agents.hosts[cluster.a].snapshots.backups
+
+
 # --- ReconcileInstance ---
 
 
@@ -231,6 +257,14 @@ SCENARIOS = (
         succeeded=_moved_paused,
         undone=_not_moved_paused,
         committed_from="ownership_moved",
+    ),
+    Scenario(
+        name="snapshot",
+        action="SnapshotInstance",
+        admit=_snapshot,
+        succeeded=_snapshot_made,
+        undone=_no_snapshot,
+        committed_from="transfer_ended",
     ),
     Scenario(
         name="reconcile",
