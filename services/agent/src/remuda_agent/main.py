@@ -24,6 +24,9 @@ from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
 
 from remuda_agent.attach import Attachment, HostIdentity
+from remuda_agent.base_cache.cache import BaseCache
+from remuda_agent.base_cache.offering import ChunkOffers
+from remuda_agent.base_cache.promises import Promises
 from remuda_agent.console import ConsoleReader
 from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
 from remuda_agent.disks.base_turns import BaseTurns
@@ -91,7 +94,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     identity = f"host/{host}"
     metrics = Metrics()
     boot_id = (await asyncio.to_thread(settings.boot_id_file.read_text)).strip()
-    pools = Pools(Pool(name=pool.name, path=pool.path, shared=pool.shared) for pool in settings.pools)
+    pools = Pools(Pool(**pool.model_dump()) for pool in settings.pools)
     await asyncio.to_thread(pools.prepare)
     leaders = LeaderGuard(settings.state_dir)
     jobs = JobTable()
@@ -133,8 +136,31 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             for store in settings.image_stores
         }
         nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
-        base_turns = BaseTurns()
-        files = PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker())
+        base_turns, promises = BaseTurns(), Promises()
+        reader = PretendingDiskReader() if pretending else QemuDiskReader()
+        cache = BaseCache(
+            pools=pools,
+            turns=base_turns,
+            promises=promises,
+            reader=reader,
+            host_id=host,
+            metrics=metrics,
+        )
+        images = _base_images(
+            settings,
+            stores,
+            lambda fetcher: FetchedBaseImages(
+                pools=pools,
+                fetcher=fetcher,
+                turns=base_turns,
+                cache=cache,
+                promises=promises,
+                metrics=metrics,
+            ),
+        ) or PretendingBaseImages(pools)
+        files = PoolInstanceFiles(
+            pools, PretendingDiskMaker() if pretending else ProgramDiskMaker(), on_removed=cache.wake
+        )
         snapshots = DiskSnapshots(
             hypervisor=hypervisor,
             files=files,
@@ -146,7 +172,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         steps = StepRunner(
             hypervisor=hypervisor,
             files=files,
-            images=_base_images(settings, pools, stores, base_turns),
+            images=images,
             observer=observer,
             resumes=resumes,
             greetings=greetings,
@@ -159,7 +185,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         surveyor = Surveyor(
             observer=observer,
             pools=pools,
-            reader=PretendingDiskReader() if pretending else QemuDiskReader(),
+            reader=reader,
             host_id=host,
         )
         agent = AgentService(
@@ -177,6 +203,13 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 base_turns=base_turns,
                 receipts=Receipts(settings.state_dir),
                 host_id=host,
+            ),
+            offers=ChunkOffers(
+                pools=pools,
+                turns=base_turns,
+                promises=promises,
+                leaders=leaders,
+                stores=[ChunkServiceStub(channel) for channel in stores.values()],
             ),
             console=ConsoleReader(settings.console_dir),
             boot_id=boot_id,
@@ -251,6 +284,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 _follow_events(hypervisor, changed, (resumes.hear, greetings.hear)), name="events"
             ),
             asyncio.create_task(attachment.run(), name="attach"),
+            asyncio.create_task(cache.run(), name="base cache"),
             asyncio.create_task(stop.wait(), name="stop"),
         ]
         try:
@@ -291,14 +325,17 @@ async def _follow_events(
 
 
 def _base_images(
-    settings: AgentSettings, pools: Pools, stores: Mapping[str, grpc.aio.Channel], turns: BaseTurns
-) -> BaseImages:
+    settings: AgentSettings,
+    stores: Mapping[str, grpc.aio.Channel],
+    fetched: Callable[[ImageFetcher], FetchedBaseImages],
+) -> BaseImages | None:
+    """None: the host only pretends."""
     if settings.hypervisor == "fake" and not stores:
-        return PretendingBaseImages(pools)
+        return None
     if not stores:
         raise ConfigError("configuration: image_stores: at least one is needed")
     stubs = [ChunkServiceStub(channel) for channel in stores.values()]
-    return FetchedBaseImages(pools, ImageFetcher(stubs, owner=settings.host_uuid), turns)
+    return fetched(ImageFetcher(stubs, owner=settings.host_uuid))
 
 
 def _uploading(stores: Mapping[str, grpc.aio.Channel]) -> Uploading:

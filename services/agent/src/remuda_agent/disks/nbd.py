@@ -96,12 +96,7 @@ async def exported(path: Path, *, image_format: str) -> AsyncIterator[NbdDisk]:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            connection = await _connected(process, socket, path)
-            try:
-                disk = await _open(connection, str(path), export="")
-            except DiskGone as error:
-                # It listens before it has opened the disk.
-                raise await _not_opened(process, path) from error
+            disk = await _served(process, socket, path)
             try:
                 yield disk
             finally:
@@ -144,6 +139,15 @@ async def _connected(process: asyncio.subprocess.Process, socket: Path, path: Pa
             if process.returncode is not None or loop.time() > end:
                 raise await _not_opened(process, path) from error
         await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _served(process: asyncio.subprocess.Process, socket: Path, path: Path) -> NbdDisk:
+    connection = await _connected(process, socket, path)
+    try:
+        return await _open(connection, str(path), export="")
+    except DiskGone as error:
+        # It listens before it has opened the disk.
+        raise await _not_opened(process, path) from error
 
 
 async def _not_opened(process: asyncio.subprocess.Process, path: Path) -> RemudaError:

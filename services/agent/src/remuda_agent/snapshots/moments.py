@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from remuda.compute.v1.snapshot_pb2 import SnapshotInstanceRequest
 from remuda.image.v1.source_pb2 import ImageSource
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import InstanceId
+from remuda_core.images.manifest import Manifest
 
 from remuda_agent.hypervisor import BackupRequest, DomainMissing, DomainView, Guard, Hypervisor, PowerState
+from remuda_agent.snapshots.keeping import CHECKPOINT, Kept, kept
 from remuda_agent.snapshots.planning import Span
 from remuda_agent.snapshots.reading import DiskContents
 from remuda_agent.snapshots.uploading import Readable
@@ -49,12 +51,15 @@ class Quiet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """`touched`: everything else is as the base image says."""
+    """`touched`: everything else is as `earlier` says, or, where that is None, as the base image does."""
 
     disk: Readable
     touched: list[Span]
     consistency: ImageSource.Consistency.ValueType
     time: datetime
+    earlier: Manifest | None = None
+    checkpoint: str = ""
+    """The hypervisor's name of this moment; empty: it has none."""
 
 
 class Moments:
@@ -82,37 +87,90 @@ class Moments:
             )
 
     @asynccontextmanager
-    async def live(self, view: DomainView, paths: InstancePaths, quiet: Quiet) -> AsyncIterator[Moment]:
-        """Of a guest that runs or is paused. Raises QUIESCE_FAILED, HYPERVISOR_ERROR, DiskGone."""
+    async def live(
+        self, view: DomainView, paths: InstancePaths, quiet: Quiet, *, checkpoint: str
+    ) -> AsyncIterator[Moment]:
+        """Of a guest that runs or is paused. Raises QUIESCE_FAILED, HYPERVISOR_ERROR, DiskGone.
+
+        `checkpoint`: a new name for this moment.
+        """
+        instance = view.instance_id
         runs = view.power_state is PowerState.RUNNING
         if quiet.quiesce == _REQUIRED and not runs:
             raise RemudaError(Reason.QUIESCE_FAILED, "the guest is paused: its file systems cannot be frozen")
         try:
-            socket = await asyncio.to_thread(self._socket, view.instance_id, paths)
+            known = await self._known(instance, paths)
+            socket = await asyncio.to_thread(self._socket, instance, paths)
             request = BackupRequest(
-                instance_id=view.instance_id, socket=socket, scratch=paths.directory / SCRATCH
+                instance_id=instance,
+                socket=socket,
+                scratch=paths.directory / SCRATCH,
+                since=known.checkpoint if known else "",
+                checkpoint=checkpoint,
             )
-            async with self._hypervisor.guarded(view.instance_id, limit=quiet.limit) as guard:
+            async with self._hypervisor.guarded(instance, limit=quiet.limit) as guard:
                 frozen = runs and await _freeze(guard, quiet)
-                await self._hypervisor.begin_backup(request)
+                begun = await self._begin(request)
                 time = datetime.now(UTC)
                 held = frozen and await guard.thaw()
                 if quiet.quiesce == _REQUIRED and not held:
                     raise RemudaError(
                         Reason.QUIESCE_FAILED, "the guest did not stay frozen until its snapshot was taken"
                     )
-                if runs:
-                    await self._settle(view.instance_id, guard)
-            touched = await self._contents.touched(paths.disk)
+                # What a checkpoint knows is in QEMU's memory, and told from there.
+                if runs and not begun.since:
+                    await self._settle(instance, guard)
+            if begun.since:
+                touched = await self._contents.changed(socket, paths.disk)
+            else:
+                touched = await self._contents.touched(paths.disk)
             async with self._contents.backup(socket, paths.disk) as disk:
                 yield Moment(
                     disk=disk,
                     touched=touched,
                     consistency=ImageSource.CONSISTENCY_FILESYSTEM if held else ImageSource.CONSISTENCY_CRASH,
                     time=time,
+                    earlier=known.manifest if known and begun.since else None,
+                    checkpoint=begun.checkpoint,
                 )
         finally:
-            await self.clean(view.instance_id, paths)
+            await self.clean(instance, paths)
+
+    async def keep_only(self, instance_id: InstanceId, checkpoint: str) -> None:
+        """Every other checkpoint goes; none is needed for a snapshot to be right."""
+        try:
+            for name in await self._hypervisor.checkpoints(instance_id):
+                if name != checkpoint:
+                    await self._hypervisor.delete_checkpoint(instance_id, name)
+        except RemudaError as error:
+            _log.warning("a checkpoint is left for the next snapshot", instance=instance_id, error=str(error))
+
+    async def _known(self, instance_id: InstanceId, paths: InstancePaths) -> Kept | None:
+        """The last snapshot, if the hypervisor has kept account since. Checkpoints of snapshots that were not
+        read to their end go; what they know goes over to the one before.
+        """
+        known = await asyncio.to_thread(kept, paths.directory / CHECKPOINT)
+        names = await self._hypervisor.checkpoints(instance_id)
+        if known is not None and known.checkpoint not in names:
+            known = None
+        await self.keep_only(instance_id, known.checkpoint if known else "")
+        return known
+
+    async def _begin(self, request: BackupRequest) -> BackupRequest:
+        """The backup that has begun. A checkpoint is only a short cut: one that a killed QEMU could not close
+        is of no use, and a disk may not be able to keep one.
+        """
+        ways = [request, replace(request, since=""), replace(request, since="", checkpoint="")]
+        for way in dict.fromkeys(ways[:-1]):
+            try:
+                await self._hypervisor.begin_backup(way)
+                return way
+            except RemudaError as error:
+                _log.warning("no use of a checkpoint", instance=request.instance_id, error=str(error))
+            if way.since:
+                await self.keep_only(request.instance_id, "")
+        await self._hypervisor.begin_backup(ways[-1])
+        return ways[-1]
 
     async def clean(self, instance_id: InstanceId, paths: InstancePaths) -> None:
         """No backup of ours is left, of whichever process; the scratch file goes last, for it says so."""

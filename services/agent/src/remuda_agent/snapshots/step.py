@@ -27,7 +27,7 @@ from remuda_agent.disks.base_images import parse_digest
 from remuda_agent.disks.pools import Pools
 from remuda_agent.hypervisor import Hypervisor
 from remuda_agent.jobs import Job
-from remuda_agent.snapshots.keeping import LAST, Kept, keep, kept
+from remuda_agent.snapshots.keeping import CHECKPOINT, LAST, Kept, keep, kept
 from remuda_agent.snapshots.moments import Moment, Moments, Quiet
 from remuda_agent.snapshots.planning import plan
 from remuda_agent.snapshots.uploading import Transfer, Uploader
@@ -36,6 +36,7 @@ from remuda_agent.steps.ports import InstanceFiles, InstancePaths, Owner
 _log = structlog.get_logger(__name__)
 
 FREEZE_LIMIT_SECONDS = 10.0
+_CHECKPOINT_PREFIX = "remuda-"
 
 Uploading = Callable[[ImageId, SignedGrant], Uploader]
 
@@ -104,8 +105,12 @@ class DiskSnapshots:
         view = await self._hypervisor.view(instance)
         if view is not None and view.active:
             try:
-                async with self._moments.live(view, order.paths, order.quiet) as moment:
-                    return await self._transfer(order, moment)
+                name = f"{_CHECKPOINT_PREFIX}{work.image_id}"
+                live = self._moments.live(view, order.paths, order.quiet, checkpoint=name)
+                async with live as moment:
+                    output = await self._transfer(order, moment)
+                await self._moments.keep_only(instance, moment.checkpoint)
+                return output
             except RemudaError as error:
                 view = await self._hypervisor.view(instance)
                 if error.reason is Reason.CANCELLED or (view is not None and view.active):
@@ -163,13 +168,13 @@ class DiskSnapshots:
         return _output(last)
 
     async def _transfer(self, order: _Order, moment: Moment) -> StepOutput:
-        base = await asyncio.to_thread(self._base_manifest, order.work)
-        planned = plan(moment.disk.size_bytes, earlier=base, touched=moment.touched)
+        earlier = moment.earlier or await asyncio.to_thread(self._base_manifest, order.work)
+        planned = plan(moment.disk.size_bytes, earlier=earlier, touched=moment.touched)
         transfer = Transfer(
             planned,
             moment.disk,
             order.uploader,
-            incremental=False,
+            incremental=moment.earlier is not None,
             stop=order.job.stop,
             on_progress=order.tell,
         )
@@ -180,7 +185,11 @@ class DiskSnapshots:
             consistency=moment.consistency,
             time=moment.time,
             counts=transfer.counts,
+            checkpoint=moment.checkpoint,
         )
+        if moment.checkpoint:
+            # True of the disk whatever becomes of the image: a store that lacks some of it says so.
+            await asyncio.to_thread(keep, order.paths.directory / CHECKPOINT, last)
         # Before the commit, whose answer may be lost.
         await asyncio.to_thread(keep, order.paths.directory / LAST, last)
         await transfer.commit(manifest, consistency=moment.consistency, time=moment.time)

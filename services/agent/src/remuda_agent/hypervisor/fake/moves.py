@@ -43,8 +43,9 @@ def begin(
     domain = world.domain(source, instance_id)
     if domain.live is None:
         raise hypervisor_error("Requested operation is not valid: domain is not running")
-    if world.job_of(source, instance_id) is not None:
+    if domain.backup or world.job_of(source, instance_id) is not None:
         raise hypervisor_error("Timed out during operation: cannot acquire state change lock")
+    domain.checkpoints.clear()
     target = _reachable(world, source, request.target_hostname)
     there = target.domains.get(instance_id)
     if there is not None and there.live is not None:

@@ -1,6 +1,6 @@
 """Pull-mode backups and checkpoints in libvirt's words; blocking calls, each for one of the interface.
 
-https://libvirt.org/formatbackup.html, https://libvirt.org/formatcheckpoint.html
+https://libvirt.org/formatbackup.html
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import libvirt
 from remuda_core.ids import InstanceId
 
 from remuda_agent.hypervisor.backups import BITMAP, DISK, BackupRequest
-from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml
+from remuda_agent.hypervisor.libvirt import checkpoints, domain_calls, domain_xml
 from remuda_agent.hypervisor.model import hypervisor_error
 
 END_SECONDS = 30.0
@@ -40,23 +40,12 @@ def backup_xml(request: BackupRequest, others: Sequence[str]) -> str:
     return ET.tostring(backup, encoding="unicode")
 
 
-def checkpoint_xml(name: str, others: Sequence[str]) -> str:
-    """A dirty bitmap in the system disk's file."""
-    checkpoint = ET.Element("domaincheckpoint")
-    ET.SubElement(checkpoint, "name").text = name
-    disks = ET.SubElement(checkpoint, "disks")
-    ET.SubElement(disks, "disk", name=DISK, checkpoint="bitmap")
-    for target in others:
-        ET.SubElement(disks, "disk", name=target, checkpoint="no")
-    return ET.tostring(checkpoint, encoding="unicode")
-
-
 def begin(connection: Any, request: BackupRequest) -> None:
     with domain_calls.missing(request.instance_id):
         domain = domain_calls.find(connection, request.instance_id)
         parsed = domain_xml.parse(domain.XMLDesc(0))
         others = [target for target in parsed.writable_disks if target != DISK]
-        checkpoint = checkpoint_xml(request.checkpoint, others) if request.checkpoint else None
+        checkpoint = checkpoints.to_xml(request.checkpoint, others) if request.checkpoint else None
         domain.backupBegin(backup_xml(request, others), checkpoint, 0)
 
 
@@ -90,23 +79,14 @@ def _runs(domain: Any) -> bool:
     return bool(running and stats.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP)
 
 
-def checkpoints(connection: Any, instance_id: InstanceId) -> list[str]:
+def checkpoint_names(connection: Any, instance_id: InstanceId) -> list[str]:
     with domain_calls.missing(instance_id):
-        domain = domain_calls.find(connection, instance_id)
-        return [checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0)]
+        return checkpoints.names(domain_calls.find(connection, instance_id))
 
 
 def delete_checkpoint(connection: Any, instance_id: InstanceId, name: str) -> None:
     with domain_calls.missing(instance_id):
-        domain = domain_calls.find(connection, instance_id)
-        try:
-            checkpoint = domain.checkpointLookupByName(name, 0)
-            # The bitmap is in a file that only a running QEMU may write to.
-            active = domain.isActive()
-            checkpoint.delete(0 if active else libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
-                raise
+        checkpoints.delete(domain_calls.find(connection, instance_id), name)
 
 
 def undo(connection: Any, instance_id: InstanceId, *, resume: bool) -> None:

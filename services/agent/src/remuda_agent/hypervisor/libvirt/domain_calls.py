@@ -10,7 +10,7 @@ import libvirt
 import libvirt_qemu
 from remuda_core.ids import InstanceId
 
-from remuda_agent.hypervisor.libvirt import domain_xml, migration
+from remuda_agent.hypervisor.libvirt import checkpoints, domain_xml, migration
 from remuda_agent.hypervisor.libvirt.domain_xml import METADATA_PREFIX, Stamp
 from remuda_agent.hypervisor.libvirt.states import translate_state
 from remuda_agent.hypervisor.model import (
@@ -215,6 +215,9 @@ def migrate(connection: Any, request: MigrationRequest) -> None:
         definition = None
         if domain.isPersistent():
             definition = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+        # Their bitmaps would lie in the disk's file for ever, or not arrive: the target never hears of them.
+        for name in checkpoints.names(domain):
+            checkpoints.delete(domain, name)
         if request.max_downtime_ms:
             domain.migrateSetMaxDowntime(request.max_downtime_ms, 0)
         domain.migrateToURI3(

@@ -205,7 +205,7 @@ class LibvirtHypervisor:
         await self.connection.call(lambda c: backups.end(c, instance_id), repeat=True)
 
     async def checkpoints(self, instance_id: InstanceId) -> list[str]:
-        return await self.connection.call(lambda c: backups.checkpoints(c, instance_id), repeat=True)
+        return await self.connection.call(lambda c: backups.checkpoint_names(c, instance_id), repeat=True)
 
     async def delete_checkpoint(self, instance_id: InstanceId, name: str) -> None:
         await self.connection.call(lambda c: backups.delete_checkpoint(c, instance_id, name), repeat=True)
