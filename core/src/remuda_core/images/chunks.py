@@ -88,6 +88,20 @@ def decode(stored: Stored, digest: Digest, length: int) -> bytes:
     return data
 
 
+def verify(stored: Stored, digest: Digest) -> None:
+    """Raises DamagedChunk unless it has this digest, whatever its length up to CHUNK_BYTES."""
+    if stored.encoding is Encoding.IDENTITY:
+        length = len(stored.data)
+    else:
+        try:
+            length = zstandard.frame_content_size(stored.data)
+        except zstandard.ZstdError as error:
+            raise DamagedChunk(f"damaged zstd frame: {error}") from error
+    if not 0 < length <= CHUNK_BYTES:
+        raise DamagedChunk(f"chunk {digest.hex()}: {length} bytes")
+    decode(stored, digest, length)
+
+
 def _unpack(packed: bytes, length: int) -> bytes:
     try:
         # The frame announces its size, and that much is allocated: a forged one must not choose how much.

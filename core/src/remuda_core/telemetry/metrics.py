@@ -147,6 +147,13 @@ class Metrics:
         self.gc_removed_blobs = Counter(
             "remuda_image_gc_removed_blobs", "Blobs that nothing referred to, removed.", registry=r
         )
+        self.scrubbed_bytes = Counter("remuda_image_scrubbed_bytes", "Stored bytes read again.", registry=r)
+        self.damaged_chunks = Counter(
+            "remuda_image_damage_found", "Chunks of ACTIVE images found damaged or lost.", registry=r
+        )
+        self.repaired_chunks = Counter(
+            "remuda_image_damage_repaired", "Of these: sound again, out of a host's cache.", registry=r
+        )
         self.gc_removed_bytes = Counter("remuda_image_gc_removed_bytes", "Their bytes.", registry=r)
 
     def _add_repairs(self, r: CollectorRegistry) -> None:

@@ -32,6 +32,7 @@ from remuda_image_store.activation import Activation
 from remuda_image_store.blob_names import BlobEntry, BlobNames, decode
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content
+from remuda_image_store.damage import Damage
 from remuda_image_store.filling import Filling
 from remuda_image_store.handlers.chunks import Chunks
 from remuda_image_store.handlers.images import Images
@@ -39,6 +40,7 @@ from remuda_image_store.importing import Importer
 from remuda_image_store.known_chunks import Lengths
 from remuda_image_store.records import Records
 from remuda_image_store.removal import Remover
+from remuda_image_store.scrubbing import Scrubber
 from remuda_image_store.settings import ENVIRONMENT, Settings
 from remuda_image_store.sweeping import Sweeper
 from remuda_image_store.usage import Usage
@@ -82,6 +84,8 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
                 largest_bytes=settings.largest_disk_bytes,
             )
         )
+        damage = Damage(etcd, records, content, metrics)
+        content.on_damage = damage.suspect
         sweeper = Sweeper(
             etcd,
             records,
@@ -90,15 +94,27 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             holder=holder,
             grace_seconds=settings.gc_grace_seconds,
             every_seconds=settings.gc_every_seconds,
-            on_lost=lambda digest: None,
+            on_lost=damage.suspect,
+        )
+        scrubber = Scrubber(
+            etcd,
+            records,
+            content,
+            damage,
+            metrics,
+            holder=holder,
+            bytes_per_second=settings.scrub_bytes_per_second,
+            round_seconds=settings.scrub_round_seconds,
         )
         filling = Filling(
             etcd, records, content, lengths, activation, largest_bytes=settings.largest_disk_bytes
         )
-        chunks = Chunks(records, content, lengths, filling, grant_key, metrics)
+        chunks = Chunks(records, content, lengths, filling, damage, grant_key, metrics)
         remover, usage = Remover(records, content), Usage(blobs, metrics)
         await stack.enter_async_context(_background(remover.run(cache), "remover"))
         await stack.enter_async_context(_background(sweeper.run(), "garbage collection"))
+        await stack.enter_async_context(_background(damage.run(), "damaged chunks"))
+        await stack.enter_async_context(_background(scrubber.run(), "scrub"))
         await stack.enter_async_context(_background(usage.run(cache, settings.count_seconds), "usage"))
         telemetry = await stack.enter_async_context(
             telemetry_server(
