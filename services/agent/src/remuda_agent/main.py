@@ -65,8 +65,8 @@ from remuda_agent.snapshots.moments import Moments
 from remuda_agent.snapshots.reading import PretendingDiskContents, QemuDiskContents
 from remuda_agent.snapshots.step import DiskSnapshots, Uploading
 from remuda_agent.snapshots.uploading import PretendingUploader, Uploader
-from remuda_agent.steps import StepRunner
 from remuda_agent.steps.ports import BaseImages
+from remuda_agent.steps.runner import StepRunner
 
 _log = structlog.get_logger(__name__)
 
