@@ -31,7 +31,8 @@ from remuda_agent.snapshots.moments import Moments
 from remuda_agent.snapshots.reading import PretendingDiskContents
 from remuda_agent.snapshots.step import DiskSnapshots
 from remuda_agent.snapshots.uploading import PretendingUploader
-from remuda_agent.steps import StepRunner, runner
+from remuda_agent.steps import runner
+from remuda_agent.steps.runner import StepRunner
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 from remuda_core.testing.waiting import wait_for

@@ -25,10 +25,11 @@ from remuda_core.telemetry.metrics import Metrics
 
 from remuda_agent.attach import Attachment, HostIdentity
 from remuda_agent.base_cache.cache import BaseCache
+from remuda_agent.base_cache.fetching import FetchedBaseImages
 from remuda_agent.base_cache.offering import ChunkOffers
 from remuda_agent.base_cache.promises import Promises
 from remuda_agent.console import ConsoleReader
-from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
+from remuda_agent.disks.base_images import PretendingBaseImages
 from remuda_agent.disks.base_turns import BaseTurns
 from remuda_agent.disks.instance_files import PoolInstanceFiles
 from remuda_agent.disks.makers import PretendingDiskMaker, ProgramDiskMaker
@@ -65,8 +66,8 @@ from remuda_agent.snapshots.moments import Moments
 from remuda_agent.snapshots.reading import PretendingDiskContents, QemuDiskContents
 from remuda_agent.snapshots.step import DiskSnapshots, Uploading
 from remuda_agent.snapshots.uploading import PretendingUploader, Uploader
-from remuda_agent.steps import StepRunner
 from remuda_agent.steps.ports import BaseImages
+from remuda_agent.steps.runner import StepRunner
 
 _log = structlog.get_logger(__name__)
 

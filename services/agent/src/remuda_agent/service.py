@@ -17,7 +17,7 @@ from remuda_agent.leaders import LeaderGuard
 from remuda_agent.leftovers.surveying import Surveyor
 from remuda_agent.leftovers.sweeping import Sweeper
 from remuda_agent.observer import Observer
-from remuda_agent.steps import StepRunner
+from remuda_agent.steps.runner import StepRunner
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
