@@ -20,8 +20,8 @@ from remuda_core.telemetry.metrics import Metrics
 from remuda_agent.base_cache.cache import BaseCache
 from remuda_agent.base_cache.flights import Ask, Flights
 from remuda_agent.base_cache.promises import Promises
-from remuda_agent.disks.base_images import parse_digest
 from remuda_agent.disks.base_turns import BaseTurns
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.pools import Pool, Pools
 
 

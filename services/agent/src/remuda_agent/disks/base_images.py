@@ -10,11 +10,10 @@ from pathlib import Path
 
 from remuda.compute.v1.operation_pb2 import Progress
 from remuda.image.v1.chunk_pb2 import SignedGrant
-from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import OperationId
 from remuda_core.images.base_file import base_path
-from remuda_core.images.chunks import Digest
 
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.pools import Pools
 
 
@@ -41,14 +40,3 @@ class PretendingBaseImages:
 
     def laid(self, operation: OperationId) -> None:
         """Nothing evicts them in between: there is no cache to keep small."""
-
-
-def parse_digest(text: str) -> Digest:
-    """Lower-case hex of the protocol. Raises INVALID_ARGUMENT: it becomes part of a path."""
-    try:
-        digest = bytes.fromhex(text)
-    except ValueError:
-        digest = b""
-    if len(digest) != 32 or text != digest.hex():
-        raise RemudaError(Reason.INVALID_ARGUMENT, f"{text!r} is no BLAKE3 digest in lower-case hex")
-    return Digest(digest)
