@@ -28,7 +28,7 @@ from remuda_agent.observer import Observer
 from remuda_agent.quarantine import Quarantine
 from remuda_agent.quarantine.standing import Found
 from remuda_agent.resumes import ResumeTimes
-from remuda_agent.steps import StepRunner
+from remuda_agent.steps.runner import StepRunner
 from remuda_core.ids import Epoch, HostId, ImageId, InstanceId
 from remuda_core.images.base_file import base_path
 from remuda_core.images.chunks import Digest, digest_of
