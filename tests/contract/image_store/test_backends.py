@@ -75,7 +75,8 @@ async def test_manifests_parts_and_ledgers_are_kept_and_go_with_the_upload(blobs
     assert [offset for offset, _ in await content.parts(image, "segment")] == [0]
     assert await content.ledgers(image, "other") == [(0, list(manifest.digests)), (2 * CHUNK_BYTES, [HOLE])]
     await content.delete_parts(image)
-    assert await content.ledgers(image, "other") == await content.parts(image, "segment") == []
+    assert not await content.ledgers(image, "other")
+    assert not await content.parts(image, "segment")
 
 
 async def test_a_bucket_that_does_not_answer_is_unavailable(
