@@ -119,6 +119,10 @@ async def test_a_frozen_guest_is_thawed_when_it_is_said_and_when_the_guard_is_le
         await guard.settle()
         await hosts.a.end_backup(guest.instance_id)
         await guard.freeze()
+        await hosts.a.thaw(guest.instance_id)
+        await hosts.a.thaw(guest.instance_id)
+        assert not await guard.thaw(), "somebody else has"
+        await guard.freeze()
     async with hosts.a.guarded(guest.instance_id, limit=100) as guard:
         assert not await guard.thaw(), "it was thawed when the guard was left"
     view = await hosts.a.view(guest.instance_id)
@@ -141,11 +145,12 @@ async def test_a_frozen_guest_is_thawed_when_it_is_said_and_when_the_guard_is_le
         lambda h: h.begin_backup(
             BackupRequest(instance_id=NOBODY, socket=Path("/nowhere/nbd"), scratch=Path("/nowhere/scratch"))
         ),
+        lambda h: h.thaw(NOBODY),
         lambda h: h.end_backup(NOBODY),
         lambda h: h.checkpoints(NOBODY),
         lambda h: h.delete_checkpoint(NOBODY, "remuda-1"),
     ],
-    ids=["begin_backup", "end_backup", "checkpoints", "delete_checkpoint"],
+    ids=["begin_backup", "thaw", "end_backup", "checkpoints", "delete_checkpoint"],
 )
 async def test_a_missing_domain_has_its_own_error(
     hosts: Hosts, act: Callable[[Hypervisor], Awaitable[object]]

@@ -54,6 +54,7 @@ class Host:
     store: MemoryStore
     paths: InstancePaths
     files: PoolInstanceFiles
+    sockets: Path
 
     @property
     def faults(self) -> Faults:
@@ -157,6 +158,7 @@ async def host(tmp_path: Path) -> Host:
         store=store,
         paths=paths,
         files=files,
+        sockets=tmp_path / "snapshots",
     )
 
 
@@ -225,8 +227,12 @@ async def test_leftovers_of_a_killed_agent_end_when_the_next_one_starts(host: Ho
     await asyncio.gather(working, return_exceptions=True)
     gate.set()
     assert host.domain.backup
+    # The guard was killed with the agent.
+    host.change(lambda domain: setattr(domain, "frozen", True))
+    (host.sockets / INSTANCE).mkdir(parents=True, exist_ok=True)
     await host.snapshots.end_leftovers(host.files.owners())
     host.nothing_is_left()
+    assert list(host.sockets.iterdir()) == []
 
 
 async def test_an_undo_comes_after_the_reading_that_it_stops_and_leaves_nothing(host: Host) -> None:

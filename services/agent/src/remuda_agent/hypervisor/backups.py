@@ -53,6 +53,11 @@ class Backups(Protocol):
     def guarded(self, instance_id: InstanceId, *, limit: float) -> AbstractAsyncContextManager[Guard]:
         """``limit``: seconds from `Guard.freeze` until it thaws by itself. Raises HYPERVISOR_ERROR."""
 
+    async def thaw(self, instance_id: InstanceId) -> None:
+        """For a guest whose guard was killed together with its agent; nothing frozen is a success. Raises
+        DomainMissing; HYPERVISOR_ERROR when the guest's agent does not answer.
+        """
+
     async def begin_backup(self, request: BackupRequest) -> None:
         """Returns at the moment of the content. The job goes on without this process. Raises DomainMissing;
         HYPERVISOR_ERROR also when there is a job already, and when ``since`` cannot be used.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import time
 from typing import Any
@@ -100,6 +101,9 @@ class Guarding:
 
 def main() -> int:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        # Whoever stops the agent's whole service means the agent: its end is told by the input's.
+        signal.signal(ending, signal.SIG_IGN)
     try:
         guarding = Guarding(sys.argv[1], sys.argv[2], float(sys.argv[3]))
     except libvirt.libvirtError as error:

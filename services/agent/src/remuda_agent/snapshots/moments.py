@@ -136,6 +136,17 @@ class Moments:
         finally:
             await self.clean(instance, paths)
 
+    async def end_leftover(self, instance_id: InstanceId, paths: InstancePaths) -> None:
+        """Of an agent that has died, and perhaps its guard with it: the socket's directory is made before
+        anything is frozen.
+        """
+        if await asyncio.to_thread((self._directory / instance_id).exists):
+            try:
+                await self._hypervisor.thaw(instance_id)
+            except RemudaError as error:
+                _log.warning("the guest may be frozen", instance=instance_id, error=str(error))
+        await self.clean(instance_id, paths)
+
     async def keep_only(self, instance_id: InstanceId, checkpoint: str) -> None:
         """Every other checkpoint goes; none is needed for a snapshot to be right."""
         try:

@@ -132,7 +132,7 @@ class DiskSnapshots:
             if owner.host_id == self._host_id:
                 try:
                     paths = self._files.paths(pool, owner.instance_id)
-                    await self._moments.clean(owner.instance_id, paths)
+                    await self._moments.end_leftover(owner.instance_id, paths)
                 except RemudaError as error:
                     # The next snapshot tries again; the host is of use without that.
                     _log.warning("a backup goes on", instance=owner.instance_id, error=str(error))

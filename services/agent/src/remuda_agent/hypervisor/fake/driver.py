@@ -278,6 +278,11 @@ class FakeHypervisor:
         finally:
             guard.undo()
 
+    async def thaw(self, instance_id: InstanceId) -> None:
+        await self._before("thaw")
+        with self._changing("thaw") as world:
+            world.domain(self._host, instance_id).frozen = False
+
     async def begin_backup(self, request: BackupRequest) -> None:
         await self._before("begin_backup")
         with self._changing("begin_backup") as world:

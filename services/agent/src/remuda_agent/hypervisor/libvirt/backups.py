@@ -95,5 +95,6 @@ def undo(connection: Any, instance_id: InstanceId, *, resume: bool) -> None:
         domain_calls.resume(connection, instance_id)
     with domain_calls.missing(instance_id):
         domain = domain_calls.find(connection, instance_id)
-        domain.agentSetResponseTimeout(_THAW_SECONDS, 0)
-        domain.fsThaw()
+        if domain.isActive():
+            domain.agentSetResponseTimeout(_THAW_SECONDS, 0)
+            domain.fsThaw()

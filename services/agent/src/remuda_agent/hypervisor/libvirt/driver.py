@@ -198,6 +198,9 @@ class LibvirtHypervisor:
 
         return guarding.guarded(self._uri, instance_id, limit=limit, undo=undo)
 
+    async def thaw(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: backups.undo(c, instance_id, resume=False), repeat=True)
+
     async def begin_backup(self, request: BackupRequest) -> None:
         await self.connection.call(lambda c: backups.begin(c, request))
 
