@@ -31,6 +31,7 @@ def test_an_upload_sends_every_byte_once_and_says_format_size_and_digest(
     assert made.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert "ACTIVE" in done.out
     assert "uploading debian-12: 3.0 MiB" in done.err
+    assert f"SHA-256 {made.sha256}" in done.err
 
 
 def test_an_upload_that_breaks_goes_on_where_the_store_stands(gateway: Any, tmp_path: Path) -> None:
@@ -98,7 +99,29 @@ def test_a_download_is_sparse_and_goes_on_after_a_break(gateway: Any, tmp_path: 
     assert done.code == 0, done.err
     assert target.read_bytes() == b"a" * 1024 + bytes(1024) + b"b" * 1024 + bytes(1024)
     assert [request.offset for request in gateway.state.asked("DownloadImage")] == [0, 2048]
+    assert f"SHA-256 {hashlib.sha256(target.read_bytes()).hexdigest()}" in done.err
     assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_a_download_as_qcow2_has_the_size_that_the_store_says_and_goes_on_after_an_interruption(
+    gateway: Any, tmp_path: Path
+) -> None:
+    frame = image_pb2.DownloadImageResponse
+    gateway.state.disk = [frame(offset=0, data=b"Q" * 1024, total_bytes=1536)]
+    target = tmp_path / "disk.qcow2"
+    command = ("image", "download", "debian", str(target), "--format", "qcow2", "--no-checksum")
+    assert gateway.run(*command).code == 1
+    gateway.state.disk = [frame(offset=1024, data=b"r" * 512, total_bytes=1536)]
+    done = gateway.run(*command)
+    assert done.code == 0, done.err
+    assert target.read_bytes() == b"Q" * 1024 + b"r" * 512
+    asked = gateway.state.asked("DownloadImage")
+    assert [request.offset for request in asked] == [0, 1024]
+    assert {request.format for request in asked} == {image_pb2.Image.FORMAT_QCOW2}
+    assert "SHA-256" not in done.err
+    # A raw file of the same image is another file, and begins anew.
+    gateway.state.disk = [frame(offset=0, zero_bytes=4096, total_bytes=4096)]
+    assert gateway.run("image", "download", "debian", str(tmp_path / "disk.raw")).code == 0
 
 
 def test_a_download_that_comes_short_is_no_success_and_keeps_what_came(gateway: Any, tmp_path: Path) -> None:

@@ -13,14 +13,13 @@ import pytest
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.etcd.election import Election
 from remuda_core.images.chunks import CHUNK_BYTES, Digest
 from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
 from remuda_image_store.blobs import Blobs, Space
 from remuda_image_store.content import Content
-from remuda_image_store.testing import QCOW2, RAW, Cloud, Images, Sample, noise
+from remuda_image_store.testing import QCOW2, RAW, Cloud, Gate, Images, Sample, noise
 
 Image = image_pb2.Image
 MIB = 1 << 20
@@ -158,13 +157,15 @@ async def test_several_who_finish_one_upload_at_a_time_all_get_the_image(cloud: 
 
 @pytest.mark.parametrize("form", [RAW, QCOW2], ids=["raw", "qcow2"])
 async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(
-    cloud: Cloud, tmp_path: Path, form: "image_pb2.Image.Format.ValueType"
+    cloud: Cloud,
+    tmp_path: Path,
+    form: "image_pb2.Image.Format.ValueType",
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = await cloud.images(await cloud.serve())
     content = noise(7, CHUNK_BYTES + MIB)
     sample = await cloud.create(content if form == RAW else qcow2_of(content, tmp_path), form)
-    sweeper = Election(cloud.etcd, cloud.keys.image_sweep, b"a sweeper", 10)
-    await sweeper.campaign()
+    gate = Gate(monkeypatch)
     uploading = asyncio.create_task(images.upload(sample))
 
     async def pending() -> bool:
@@ -176,7 +177,7 @@ async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(
         path.unlink()
     for path in (cloud.directory / "backend/manifests").rglob("*/*"):
         path.unlink()
-    await sweeper.resign()
+    gate.open.set()
     if form == RAW:
         # Nothing was kept but the chunks: the client is asked for them again.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -391,11 +392,12 @@ async def test_a_part_that_is_lost_fails_the_image(
     assert record.state == Image.STATE_FAILED
 
 
-async def test_an_image_that_is_deleted_during_its_import_does_not_become_active(cloud: Cloud) -> None:
+async def test_an_image_that_is_deleted_during_its_import_does_not_become_active(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = await cloud.images(await cloud.serve())
     sample = await cloud.create(noise(16, MIB))
-    sweeper = Election(cloud.etcd, cloud.keys.image_sweep, b"a sweeper", 10)
-    await sweeper.campaign()
+    gate = Gate(monkeypatch)
     uploading = asyncio.create_task(images.upload(sample))
 
     async def pending() -> bool:
@@ -404,12 +406,13 @@ async def test_an_image_that_is_deleted_during_its_import_does_not_become_active
 
     await wait_for(pending, timeout=20)
     await cloud.delete(sample)
-    await sweeper.resign()
+    gate.open.set()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await uploading
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await cloud.wait_gone(sample)
     # Whichever came last, nothing names these chunks any more, and nothing keeps them.
+    await cloud.collect()
     assert cloud.blobs("chunks") == cloud.blobs("uploads") == set()
 
 
@@ -429,6 +432,7 @@ async def test_chunks_of_an_image_that_is_deleted_before_its_record_names_them_d
 
     monkeypatch.setattr(Content, "put_manifest", deleted_meanwhile)
     assert (await refusal(images, sample)).reason is Reason.STATE_FORBIDS_ACTION
+    await cloud.collect()
     assert (len(cloud.blobs("chunks")), len(cloud.blobs("manifests"))) == (1, 1)
     assert await images.download(other) == other.data
 

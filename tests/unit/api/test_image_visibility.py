@@ -35,7 +35,7 @@ def user(*projects: ProjectId, admin: bool = False) -> Caller:
     return Caller(kind=Kind.USER, name="x", roles=roles, projects=frozenset(projects))
 
 
-@pytest.mark.parametrize(("visibility", "state"), product(VISIBILITIES, STATES))
+@pytest.mark.parametrize(("visibility", "state"), list(product(VISIBILITIES, STATES)))
 def test_a_project_uses_its_own_images_and_of_others_what_is_shared_and_active(
     visibility: int, state: int
 ) -> None:
@@ -47,7 +47,7 @@ def test_a_project_uses_its_own_images_and_of_others_what_is_shared_and_active(
     assert usable_by(STRANGER, image) == public
 
 
-@pytest.mark.parametrize(("visibility", "state"), product(VISIBILITIES, STATES))
+@pytest.mark.parametrize(("visibility", "state"), list(product(VISIBILITIES, STATES)))
 def test_a_caller_reads_what_one_of_the_projects_may_use_and_admins_everything(
     visibility: int, state: int
 ) -> None:

@@ -88,7 +88,7 @@ async def test_a_backend_that_fails_is_unavailable_and_not_empty(blobs: Blobs, t
 
 
 async def test_a_full_backend_says_so(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(self: Blobs, key: str, data: bytes, *, blind: bool) -> bool:
+    async def full(self: Blobs, key: str, data: bytes, **_: object) -> bool:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Blobs, "put", full)

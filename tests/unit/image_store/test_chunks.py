@@ -53,6 +53,14 @@ def test_text_is_compressed_and_noise_is_stored_as_it_is() -> None:
     assert encode(noise) == Stored(encoding=Encoding.IDENTITY, data=noise)
 
 
+def test_a_whole_chunk_is_compressed_where_a_look_at_parts_of_it_promises_something() -> None:
+    noise = os.urandom(CHUNK_BYTES)
+    half = noise[: CHUNK_BYTES // 2] + bytes(CHUNK_BYTES // 2 - 1) + b"x"
+    assert encode(noise) == Stored(encoding=Encoding.IDENTITY, data=noise)
+    assert encode(half).encoding is Encoding.ZSTD
+    assert decode(encode(half), digest_of(half), CHUNK_BYTES) == half
+
+
 @given(data=st.binary(min_size=1, max_size=2000), flip=st.integers(0))
 def test_a_flipped_bit_is_noticed(data: bytes, flip: int) -> None:
     stored = encode(data)

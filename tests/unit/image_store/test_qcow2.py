@@ -112,7 +112,7 @@ def test_from_any_byte_on_it_is_the_end_of_the_whole_file(disk: Manifest, where:
     assert rest == whole
 
 
-@pytest.mark.parametrize("terabytes", [2.5, 15])
+@pytest.mark.parametrize("terabytes", [0.5, 2.5])
 def test_a_huge_disk_has_as_many_refcount_blocks_as_its_own_file_needs(terabytes: float) -> None:
     chunks = int(terabytes * (1 << 40)) // CHUNK_BYTES
     layout = lay_out(Manifest(virtual_bytes=chunks * CHUNK_BYTES, digests=(A,) * chunks))

@@ -26,6 +26,11 @@ class DiskFormat(StrEnum):
     QCOW2 = "qcow2"
 
 
+class FileFormat(StrEnum):
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
 def upload(
     session: Session,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw or qcow2 disk.")],
@@ -73,6 +78,7 @@ def upload(
     )
     if checksum:
         image.sha256 = uploading.sha256_of(file)
+        session.note(f"SHA-256 {image.sha256}")
     record = uploading.record_for(session, image, request_id(request))
     if session.dry_run:
         session.note("dry run: every check passed, nothing was done")
@@ -109,18 +115,25 @@ def show(session: Session, image: ImageArg) -> None:
 def download(
     session: Session,
     image: ImageArg,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the raw disk goes; sparse.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the disk goes; raw ones are sparse.")],
+    disk_format: Annotated[FileFormat, typer.Option("--format", help="Of the file.")] = FileFormat.RAW,
+    checksum: Annotated[
+        bool, typer.Option("--checksum/--no-checksum", help="Print the SHA-256 of the file.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE when it exists.")] = False,
 ) -> None:
     """Download the virtual disk. The same command again goes on where a broken download stands."""
     from remuda_cli import resolve
+    from remuda_cli.transfer import upload as uploading
     from remuda_cli.transfer.download import receive
 
     if file.exists() and not force:
         raise usage(f"{file} exists", "the same command with --force")
     found = resolve.image(session.gateway, image)
-    count = receive(session, found, file)
+    count = receive(session, found, file, uploading.format_of(file, disk_format.value))
     session.note(f"{found.display_name}: {count} bytes in {file}")
+    if checksum:
+        session.note(f"SHA-256 {uploading.sha256_of(file)}")
 
 
 @verb(app, "delete", mutates=True, destroys=True)

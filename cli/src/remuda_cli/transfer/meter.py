@@ -71,6 +71,12 @@ class Meter:
         if self._progress is not None:
             self._progress.stop()
 
+    def expect(self, total: int) -> None:
+        """The size is another one than was thought."""
+        self._total = total
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], total=total)
+
     def at(self, done: int) -> None:
         """`done`: bytes in all."""
         if self._progress is not None:

@@ -166,11 +166,6 @@ class Keys:
     def upload(self, image: ImageId) -> str:
         return f"{self.prefix}uploads/{image}"
 
-    @property
-    def image_sweep(self) -> str:
-        """Held under a lease while chunks are removed, or verified before an image becomes ACTIVE."""
-        return f"{self.prefix}gc/images"
-
     # The image store's garbage collection. Shards: first byte of a digest, as two hex digits.
     @property
     def gc_shards(self) -> str:

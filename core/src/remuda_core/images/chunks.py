@@ -19,11 +19,16 @@ Digest = NewType("Digest", bytes)
 CHUNK_BYTES = 4 << 20
 DIGEST_BYTES = 32
 HOLE = Digest(b"")
+HEAD_BYTES = 1
+"""Of a chunk's blob, before its bytes."""
 
 _ZERO = bytes(CHUNK_BYTES)
 _LEVEL = 3
 # Below this saving the time to unpack it on every host is worth more than the disk.
 _WORTH = 0.95
+# 16 of 8 KiB, evenly.
+_SAMPLE = 8 << 10
+_SAMPLED = range(0, CHUNK_BYTES, CHUNK_BYTES // 16)
 _own = threading.local()
 
 
@@ -64,10 +69,17 @@ def is_zero(data: bytes) -> bool:
 
 
 def encode(data: bytes) -> Stored:
+    # Looked at here and there first: what does not compress is mostly so all along, and trying it is costly.
+    if len(data) == CHUNK_BYTES and not _compresses(b"".join(data[at : at + _SAMPLE] for at in _SAMPLED)):
+        return Stored(encoding=Encoding.IDENTITY, data=data)
     packed = _compressor().compress(data)
     if len(packed) < len(data) * _WORTH:
         return Stored(encoding=Encoding.ZSTD, data=packed)
     return Stored(encoding=Encoding.IDENTITY, data=data)
+
+
+def _compresses(sample: bytes) -> bool:
+    return len(_compressor().compress(sample)) < len(sample) * _WORTH
 
 
 def _compressor() -> zstandard.ZstdCompressor:
@@ -126,7 +138,12 @@ def pack_head(stored: Stored) -> bytes:
 
 def unpack(blob: bytes) -> Stored:
     """Raises DamagedChunk when the blob does not begin with a known encoding."""
+    return unpack_parts(blob[:HEAD_BYTES], blob[HEAD_BYTES:])
+
+
+def unpack_parts(head: bytes, data: bytes) -> Stored:
+    """Of a blob that was read apart. Raises DamagedChunk when the head is no known encoding."""
     try:
-        return Stored(encoding=Encoding(blob[0]), data=blob[1:])
+        return Stored(encoding=Encoding(head[0]), data=data)
     except (IndexError, ValueError) as error:
-        raise DamagedChunk(f"a blob of {len(blob)} bytes is no stored chunk") from error
+        raise DamagedChunk(f"a blob of {len(head) + len(data)} bytes is no stored chunk") from error

@@ -20,7 +20,7 @@ from typing import Any, Optional, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from remuda_core.auth.caller import Kind
 from remuda_core.auth.identity import Tokens, identify
@@ -32,6 +32,7 @@ from remuda_core.rpc.validation import Validation
 
 _NO_DEADLINE_SECONDS = 10 * 365 * 86400.0
 
+Parse: TypeAlias = Callable[[bytes], Message]
 Handler: TypeAlias = Optional["grpc.RpcMethodHandler[Any, Any]"]
 
 
@@ -51,6 +52,10 @@ class Chain(grpc.aio.ServerInterceptor):
     """For unary calls whose client set none."""
     endless: Collection[str] = frozenset()
     """Streams without an end of their own: they are ended when the server drains."""
+    forwarded: Collection[str] = frozenset()
+    """Streams of bytes that this server passes on to another one, which checks them: only the caller's first
+    message is parsed, admitted and validated here. The handler gets, and may answer with, serialized ones.
+    """
     _draining: bool = field(default=False, init=False)
     _endless_tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
 
@@ -74,9 +79,14 @@ class Chain(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        parse = None
+        if method in self.forwarded:
+            codecs["response_serializer"] = as_it_is(handler.response_serializer)
+            if handler.request_streaming:
+                parse, codecs["request_deserializer"] = handler.request_deserializer, None
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._streaming(handler.stream_stream, method, incoming=True), **codecs
+                self._streaming(handler.stream_stream, method, incoming=True, parse=parse), **codecs
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -84,29 +94,29 @@ class Chain(grpc.aio.ServerInterceptor):
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(handler.stream_unary, method, incoming=True), **codecs
+                self._unary(handler.stream_unary, method, incoming=True, parse=parse), **codecs
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(handler.unary_unary, method, incoming=False), **codecs
         )
 
-    def _unary(self, behaviour: Any, method: str, *, incoming: bool) -> Any:
+    def _unary(self, behaviour: Any, method: str, *, incoming: bool, parse: Parse | None = None) -> Any:
         kind = "client_stream" if incoming else "unary"
 
         async def run(request: Any, context: Context) -> Any:
             async with self._call(method, kind, context) as call:
-                return await behaviour(self._incoming(call, request, incoming=incoming), context)
+                return await behaviour(self._incoming(call, request, incoming, parse), context)
 
         return run
 
-    def _streaming(self, behaviour: Any, method: str, *, incoming: bool) -> Any:
+    def _streaming(self, behaviour: Any, method: str, *, incoming: bool, parse: Parse | None = None) -> Any:
         kind = "bidi_stream" if incoming else "server_stream"
 
         # A coroutine that writes, not an async generator: it serves both styles of handler (the health
         # service writes by itself), and it keeps everything in one task, so that context variables hold.
         async def run(request: Any, context: Context) -> None:
             async with self._call(method, kind, context) as call:
-                answers = behaviour(self._incoming(call, request, incoming=incoming), context)
+                answers = behaviour(self._incoming(call, request, incoming, parse), context)
                 if not inspect.isasyncgen(answers):
                     await answers
                     return
@@ -116,14 +126,21 @@ class Chain(grpc.aio.ServerInterceptor):
 
         return run
 
-    def _incoming(self, call: Call, request: Any, *, incoming: bool) -> Any:
+    def _incoming(self, call: Call, request: Any, incoming: bool, parse: Parse | None) -> Any:
         if incoming:
-            return self._admitted(call, request)
+            return self._admitted(call, request, parse)
         self._admit(call, request)
         return request
 
-    async def _admitted(self, call: Call, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async def _admitted(
+        self, call: Call, requests: AsyncIterator[Any], parse: Parse | None
+    ) -> AsyncIterator[Any]:
         async for request in requests:
+            if parse is not None:
+                if call.admitted:
+                    yield request
+                    continue
+                request = _parsed(parse, request)
             self._admit(call, request)
             yield request
 
@@ -194,6 +211,18 @@ class Chain(grpc.aio.ServerInterceptor):
             yield
         finally:
             self._endless_tasks.discard(task)
+
+
+def as_it_is(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A serializer that leaves what is serialized already."""
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
+
+
+def _parsed(parse: Parse, data: bytes) -> Message:
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise RemudaError(Reason.INVALID_ARGUMENT, "this is no message of the call") from error
 
 
 def text_metadata(context: Context) -> dict[str, str]:

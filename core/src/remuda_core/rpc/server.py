@@ -75,6 +75,7 @@ class ServiceServer:
         token_listen: str = "",
         kinds: Collection[Kind] = frozenset(Kind),
         policy: Mapping[str, Rule] = POLICY,
+        forwarded: Collection[str] = (),
         drain_seconds: float = 10.0,
         default_deadline_seconds: float = 60.0,
     ) -> None:
@@ -82,6 +83,7 @@ class ServiceServer:
 
         `token_listen`: a second address for clients that have a bearer token instead; it asks for no
         certificate. (gRPC's Python API cannot leave that to the client on one port.)
+        `forwarded`: see Chain.
         Raises ValueError when `tls` is None and an address can be reached from other machines.
         """
         if tls is None and not all(is_local(address) for address in (listen, token_listen) if address):
@@ -98,6 +100,7 @@ class ServiceServer:
             kinds=kinds,
             default_deadline_seconds=default_deadline_seconds,
             endless=ENDLESS,
+            forwarded=forwarded,
         )
         self._stopped = False
         self.port = 0

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from remuda.image.v1 import image_pb2 as pb
@@ -23,6 +23,12 @@ _CONNECT_SECONDS = 3.0
 _CALL_SECONDS = 20.0
 # No limit of the gateway's own on bytes that flow: the caller's deadline counts.
 _STREAM_SECONDS = 24 * 3600.0
+_UPLOAD, _DOWNLOAD = (
+    "/remuda.image.v1.ImageService/UploadImage",
+    "/remuda.image.v1.ImageService/DownloadImage",
+)
+FORWARDED = frozenset({_UPLOAD, _DOWNLOAD})
+"""Their frames are passed on as they came: to parse and to serialize each once more here doubles the cost."""
 _AWAY = frozenset({Reason.UNAVAILABLE, Reason.SHUTTING_DOWN})
 
 
@@ -49,11 +55,14 @@ class ImageStores:
                 self._away_or_raise(endpoint, error)
         raise _none_left()
 
-    async def download(self, request: pb.DownloadImageRequest) -> AsyncIterator[pb.DownloadImageResponse]:
-        """Goes on at another store as long as nothing has been sent to the client."""
-        async for endpoint, stub in self._reachable():
+    async def download(self, request: pb.DownloadImageRequest) -> AsyncIterator[bytes]:
+        """Serialized frames. Goes on at another store as long as nothing has been sent to the client."""
+        async for endpoint, _ in self._reachable():
             begun = False
-            call = stub.DownloadImage(request, **outgoing(_STREAM_SECONDS))
+            download: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = self._channel(endpoint).unary_stream(
+                _DOWNLOAD, request_serializer=pb.DownloadImageRequest.SerializeToString
+            )
+            call = download(request, **outgoing(_STREAM_SECONDS))
             try:
                 async for frame in call:
                     begun = True
@@ -69,16 +78,19 @@ class ImageStores:
         raise _none_left()
 
     async def upload(
-        self, first: pb.UploadImageRequest, rest: AsyncIterator[pb.UploadImageRequest]
+        self, first: pb.UploadImageRequest, rest: AsyncIterator[bytes]
     ) -> pb.UploadImageResponse:
         """A store is chosen once; a client whose stream breaks asks GetUpload where to go on.
 
-        Raises what `rest` raises; what came before is then kept by the store.
+        `rest`: serialized. Raises what `rest` raises; what came before is then kept by the store.
         """
-        async for _, stub in self._reachable():
+        async for endpoint, _ in self._reachable():
             frames = _Frames(first, rest)
+            upload: grpc.aio.StreamUnaryMultiCallable[bytes, Any] = self._channel(endpoint).stream_unary(
+                _UPLOAD, response_deserializer=pb.UploadImageResponse.FromString
+            )
             try:
-                answer = await stub.UploadImage(frames.sent(), **outgoing(_STREAM_SECONDS))
+                answer: pb.UploadImageResponse = await upload(frames.sent(), **outgoing(_STREAM_SECONDS))
             except grpc.aio.AioRpcError as error:
                 raise frames.failure or from_rpc_error(error) from error
             if frames.failure is not None:
@@ -144,12 +156,12 @@ class _Frames:
     call to the store, and nobody would learn why.
     """
 
-    def __init__(self, first: pb.UploadImageRequest, rest: AsyncIterator[pb.UploadImageRequest]) -> None:
-        self._first = first
+    def __init__(self, first: pb.UploadImageRequest, rest: AsyncIterator[bytes]) -> None:
+        self._first = first.SerializeToString()
         self._rest = rest
         self.failure: Exception | None = None
 
-    async def sent(self) -> AsyncIterator[pb.UploadImageRequest]:
+    async def sent(self) -> AsyncIterator[bytes]:
         yield self._first
         try:
             async for frame in self._rest:

@@ -53,7 +53,7 @@ from remuda_api.handlers.migrations import MigrationHandler
 from remuda_api.handlers.networks import NetworkHandler
 from remuda_api.handlers.operations import OperationHandler
 from remuda_api.handlers.quotas import QuotaHandler
-from remuda_api.image_stores import ImageStores
+from remuda_api.image_stores import FORWARDED, ImageStores
 from remuda_api.leader import LeaderLink
 from remuda_api.listing.instances import InstanceViews
 from remuda_api.listing.pages import CacheViews, Pager
@@ -105,6 +105,7 @@ async def gateway(settings: ApiSettings) -> AsyncIterator[Gateway]:
                 tokens=tokens,
                 # Agents and other services have no business here, whatever a policy row says.
                 kinds=frozenset({Kind.USER}),
+                forwarded=FORWARDED,
                 drain_seconds=settings.drain_seconds,
             )
         )

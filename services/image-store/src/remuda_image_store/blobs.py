@@ -75,6 +75,16 @@ class Blobs:
             result = await obstore.get_async(self._store, key)
             return bytes(await result.bytes_async())
 
+    async def get_parted(self, key: str, head_bytes: int) -> tuple[bytes, bytes]:
+        """What `put` was given as `head`, and the rest. Raises FileNotFoundError."""
+        if self._root is not None:
+            with _answering():
+                return await asyncio.to_thread(local_files.get_parted, self._root / key, head_bytes)
+        with _answering():
+            result = await obstore.get_async(self._store, key)
+            blob = memoryview(await result.bytes_async())
+            return bytes(blob[:head_bytes]), bytes(blob[head_bytes:])
+
     async def exists(self, key: str) -> bool:
         return await self.size(key) is not None
 
@@ -124,7 +134,7 @@ def _answering() -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except BaseError as error:
+    except (BaseError, OSError) as error:
         raise RemudaError(
             Reason.STORE_UNAVAILABLE, "the backend does not answer", retry_after_seconds=2.0
         ) from error

@@ -3,11 +3,13 @@
 import asyncio
 import errno
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import (
+    HEAD_BYTES,
     DamagedChunk,
     Digest,
     Stored,
@@ -15,7 +17,7 @@ from remuda_core.images.chunks import (
     digest_of,
     encode,
     pack_head,
-    unpack,
+    unpack_parts,
 )
 from remuda_core.images.manifest import BadManifest, Manifest, parse, serialize
 
@@ -28,6 +30,8 @@ CHUNKS, MANIFESTS = "chunks/", "manifests/"
 
 _CHECKS_AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+T = TypeVar("T")
 
 
 class Content:
@@ -63,7 +67,7 @@ class Content:
     async def stored_chunk(self, digest: Digest) -> Stored:
         """As it is stored, not verified."""
         try:
-            return unpack(await self._get(chunk_key(digest)))
+            return unpack_parts(*await self._reading(chunk_key(digest), self._get_parted))
         except (FileNotFoundError, DamagedChunk) as error:
             self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
@@ -109,14 +113,21 @@ class Content:
         return None
 
     async def _get(self, key: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return await self._reading(key, self._blobs.get)
+
+    async def _get_parted(self, key: str) -> tuple[bytes, bytes]:
+        return await self._blobs.get_parted(key, HEAD_BYTES)
+
+    async def _reading(self, key: str, read: Callable[[str], Awaitable[T]]) -> T:
         """Raises FileNotFoundError. For reading, also what is doomed is good while it is there."""
         try:
-            return await self._blobs.get(key)
+            return await read(key)
         except FileNotFoundError:
             instead = await self._names.look_up(key)
             if instead is None:
                 raise
-            return await self._blobs.get(instead)
+            return await read(instead)
 
     async def _put_new(self, key: str, blob: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
         if usable := candidates(key, self._names.now()):

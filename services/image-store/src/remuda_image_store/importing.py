@@ -68,6 +68,9 @@ class Importer:
 
     async def __aenter__(self) -> "Importer":
         self._scratch.mkdir(parents=True, exist_ok=True)
+        # Of imports that were killed with this replica.
+        for left in await asyncio.to_thread(lambda: list(self._scratch.iterdir())):
+            await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
         return self
 
     async def __aexit__(self, *_: object) -> None:

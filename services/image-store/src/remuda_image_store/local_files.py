@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from remuda_core.images.disk import sync_directory
+from remuda_core.images.disk import read_at, sync_directory
 
 TEMPORARY = ".tmp"
 # Times that a writer begins, which may have stood still for so long that its temporary file was removed.
@@ -51,6 +51,13 @@ def put(root: Path, key: str, head: bytes, data: bytes, *, blind: bool) -> bool:
     # Also for a name that was there: whoever linked it may not have come to this point yet.
     sync_directory(path.parent)
     return new
+
+
+def get_parted(path: Path, head_bytes: int) -> tuple[bytes, bytes]:
+    """Read apart, so that the longer part is not copied once more."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        return read_at(file.fileno(), 0, head_bytes), read_at(file.fileno(), head_bytes, size - head_bytes)
 
 
 def _write_patiently(root: Path, path: Path, head: bytes, data: bytes) -> bool:

@@ -158,28 +158,36 @@ class RawReceiver:
     async def _commit(self) -> None:
         """What follows without a gap on what is committed. Raises UPLOAD_OFFSET_MISMATCH, DISK_FULL."""
         async with self._committing:
+            # One that failed before has taken digests with it: there is a gap from then on.
+            self._check()
             offset, digests = self.committed_bytes, list[Digest]()
             first = offset // CHUNK_BYTES
             while (digest := self._digests.pop(first + len(digests), None)) is not None:
                 digests.append(digest)
-            if not digests:
-                return
-            check_segments(self._state, self._segment)
-            await self._content.put_ledger(self._found.id, self._segment, offset, digests)
             try:
-                self._state = await self._records.advance(
-                    self._found,
-                    self._state,
-                    segment=self._segment,
-                    offset=self._begin,
-                    committed=min(self._file_bytes, offset + len(digests) * CHUNK_BYTES),
-                )
-            except Changed as error:
-                # If the image was removed in between, nobody else would look for this ledger.
-                await self._content.delete_ledger(self._found.id, self._segment, offset)
-                raise mismatch(
-                    "another stream goes on with this upload, or the image has changed", offset
-                ) from error
+                if digests:
+                    await self._record(offset, digests)
+            except Exception as error:
+                self._failure = error
+                raise
+
+    async def _record(self, offset: int, digests: Sequence[Digest]) -> None:
+        check_segments(self._state, self._segment)
+        await self._content.put_ledger(self._found.id, self._segment, offset, digests)
+        try:
+            self._state = await self._records.advance(
+                self._found,
+                self._state,
+                segment=self._segment,
+                offset=self._begin,
+                committed=min(self._file_bytes, offset + len(digests) * CHUNK_BYTES),
+            )
+        except Changed as error:
+            # If the image was removed in between, nobody else would look for this ledger.
+            await self._content.delete_ledger(self._found.id, self._segment, offset)
+            raise mismatch(
+                "another stream goes on with this upload, or the image has changed", offset
+            ) from error
 
 
 _CHUNK = "chunk of an upload"

@@ -70,12 +70,12 @@ class Scrubber:
 
     async def step(self, term: Leadership) -> None:
         """The next shard, or a wait of a few seconds where the next round is not due."""
+        await self._recheck()
         kv = await self._etcd.get(self._keys.gc_scrubbed)
         record = gc_pb2.ScrubRecord() if kv is None else gc_pb2.ScrubRecord.FromString(kv.value)
         if record.next_shard == 0:
             wait = record.round_time.ToSeconds() + self._round_seconds - time.time()
             if wait > 0:
-                await self._recheck()
                 await asyncio.sleep(min(wait, _AGAIN_SECONDS))
                 return
             record.round_time.GetCurrentTime()
@@ -101,7 +101,7 @@ class Scrubber:
             await asyncio.sleep(len(blob) / self._bytes_per_second)
 
     async def _recheck(self) -> None:
-        if time.monotonic() >= self._rechecked + _RECHECK_SECONDS:
+        if time.monotonic() >= self._rechecked + min(_RECHECK_SECONDS, self._round_seconds):
             if recorded := await self._damage.recorded():
                 await self._damage.look(recorded)
             self._rechecked = time.monotonic()

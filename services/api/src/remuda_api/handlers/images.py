@@ -91,17 +91,16 @@ class ImageHandler(ImageServiceServicer):
         return await self._stores.get_upload(pb.GetUploadRequest(name=name))
 
     async def UploadImage(
-        self, request_iterator: AsyncIterator[pb.UploadImageRequest], context: Context
+        self, request_iterator: AsyncIterator[Any], context: Context
     ) -> pb.UploadImageResponse:
-        first = await anext(request_iterator, None)
+        # The others are serialized: see FORWARDED.
+        first: pb.UploadImageRequest | None = await anext(request_iterator, None)
         if first is None:
             raise invalid_argument("name", "the first frame names the image")
         first.name = await self._of_a_client(first.name)
         return await self._stores.upload(first, request_iterator)
 
-    async def DownloadImage(
-        self, request: pb.DownloadImageRequest, context: Context
-    ) -> AsyncIterator[pb.DownloadImageResponse]:
+    async def DownloadImage(self, request: pb.DownloadImageRequest, context: Context) -> AsyncIterator[Any]:
         # The store takes the gateway's word for it that the caller may read this image: etcd is asked, since
         # a cache that has lost its watch would go on sharing what was taken back.
         entry = await self._readable(request.name, newest=True)
