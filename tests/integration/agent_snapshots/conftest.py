@@ -80,6 +80,13 @@ class Guest:
     uri: str
     reported: list[Progress] = field(default_factory=list)
 
+    def rebuild(self) -> None:
+        """A new disk over the same base; whatever is known of the old one is left lying there."""
+        if self.domain().isActive():
+            self.domain().destroy()
+        self.paths.disk.unlink()
+        asyncio.run(ProgramDiskMaker().overlay(self.paths.disk, base=self.base, size_bytes=DISK_BYTES))
+
     @property
     def instance(self) -> InstanceId:
         return self.description.instance_id
@@ -242,6 +249,17 @@ def running_guest(lab: Lab, guest_image: GuestImage) -> Guest:
 
 @pytest.fixture
 def guest(running_guest: Guest) -> Guest:
+    return ready(running_guest)
+
+
+@pytest.fixture
+def rebuilt_guest(running_guest: Guest) -> Guest:
+    """Its disk was never written to before it booted."""
+    running_guest.rebuild()
+    return ready(running_guest)
+
+
+def ready(running_guest: Guest) -> Guest:
     running_guest.wait_up()
     running_guest.run(
         "mkdir -p /tmp/files; grep -q /tmp/files /proc/mounts || mount -t ext4 /dev/vda3 /tmp/files"

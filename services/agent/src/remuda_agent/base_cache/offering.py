@@ -23,8 +23,8 @@ from remuda_core.images.replicas import Patience, Replicas, Trouble, passing
 from remuda_core.images.threads import to_end
 
 from remuda_agent.base_cache.promises import Promises
-from remuda_agent.disks.base_images import parse_digest
 from remuda_agent.disks.base_turns import BaseTurns
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.pools import Pools
 from remuda_agent.leaders import LeaderGuard
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import grpc
 from remuda.compute.v1.operation_pb2 import Progress, TransferProgress
 from remuda.image.v1.chunk_pb2 import SignedGrant
-from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId, OperationId
 from remuda_core.images.base_file import base_path
 from remuda_core.images.chunks import Digest
@@ -22,6 +21,7 @@ from remuda_agent.base_cache.cache import BaseCache
 from remuda_agent.base_cache.flights import Ask, Flights
 from remuda_agent.base_cache.promises import Promises
 from remuda_agent.disks.base_turns import BaseTurns
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.pools import Pool, Pools
 
 
@@ -134,17 +134,6 @@ class PretendingBaseImages:
 
     def laid(self, operation: OperationId) -> None:
         """Nothing evicts them in between: there is no cache to keep small."""
-
-
-def parse_digest(text: str) -> Digest:
-    """Lower-case hex of the protocol. Raises INVALID_ARGUMENT: it becomes part of a path."""
-    try:
-        digest = bytes.fromhex(text)
-    except ValueError:
-        digest = b""
-    if len(digest) != 32 or text != digest.hex():
-        raise RemudaError(Reason.INVALID_ARGUMENT, f"{text!r} is no BLAKE3 digest in lower-case hex")
-    return Digest(digest)
 
 
 def _told(progress: FetchProgress) -> Progress:

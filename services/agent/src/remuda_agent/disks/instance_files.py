@@ -20,7 +20,7 @@ from remuda_core.images.base_file import base_path
 from remuda_core.images.disk import sync_directory
 
 from remuda_agent.disks import config_drive
-from remuda_agent.disks.base_images import parse_digest
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.makers import DiskMaker
 from remuda_agent.disks.owner import OWNER_FILE, read_owner, refuse_newer, write_owner
 from remuda_agent.disks.pools import LEAST_FREE_BYTES, Pool, Pools

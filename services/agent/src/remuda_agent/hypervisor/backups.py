@@ -51,7 +51,7 @@ class Backups(Protocol):
     """Errors as in `Hypervisor`."""
 
     def guarded(self, instance_id: InstanceId, *, limit: float) -> AbstractAsyncContextManager[Guard]:
-        """``limit``: seconds from `Guard.freeze` until it thaws by itself. Raises DomainMissing."""
+        """``limit``: seconds from `Guard.freeze` until it thaws by itself. Raises HYPERVISOR_ERROR."""
 
     async def begin_backup(self, request: BackupRequest) -> None:
         """Returns at the moment of the content. The job goes on without this process. Raises DomainMissing;

@@ -13,7 +13,7 @@ from remuda_core.images.base_file import base_path
 from remuda_core.rpc.context import timeout_for
 
 from remuda_agent.bounded_calls import BoundedCalls
-from remuda_agent.disks.base_images import parse_digest
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.pools import UID_FILE, Pool, Pools
 from remuda_agent.hypervisor import CpuComparison, Hypervisor
 from remuda_agent.network.bridges import Bridges

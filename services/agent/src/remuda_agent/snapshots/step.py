@@ -23,7 +23,7 @@ from remuda_core.ids import HostId, ImageId, InstanceId
 from remuda_core.images.base_file import base_path
 from remuda_core.images.manifest import BadManifest, Manifest, parse
 
-from remuda_agent.disks.base_images import parse_digest
+from remuda_agent.disks.digests import parse_digest
 from remuda_agent.disks.pools import Pools
 from remuda_agent.hypervisor import Hypervisor
 from remuda_agent.jobs import Job
