@@ -66,7 +66,7 @@ class BrokenAgent(
     async def DescribeGuest(self, request: Any, context: Any) -> Any:
         await self._fail(context)
 
-    Survey = Sweep = DescribeGuest
+    Survey = Sweep = OfferChunks = DescribeGuest
     AssessGuest = ResolveHost = Connect = OpenLibvirt = DescribeGuest
     WriteNonce = ReadNonce = RemoveNonce = MeasureDirtyRate = DescribeGuest
 

@@ -101,5 +101,11 @@ def test_an_action_whose_state_holds_already_is_allowed_unless_somebody_holds_th
     assert start.allowed
     held = allowed_actions(running, held_by="operations/o")
     refused = {one.action: from_status(one.refusal).reason for one in held if not one.allowed}
-    assert set(refused) == {"StartInstance", "StopInstance", "LiveMigrateInstance", "ReconcileInstance"}
+    assert set(refused) == {
+        "StartInstance",
+        "StopInstance",
+        "SnapshotInstance",
+        "LiveMigrateInstance",
+        "ReconcileInstance",
+    }
     assert set(refused.values()) == {Reason.INSTANCE_BUSY}

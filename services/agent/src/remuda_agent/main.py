@@ -25,10 +25,11 @@ from remuda_core.telemetry.metrics import Metrics
 
 from remuda_agent.attach import Attachment, HostIdentity
 from remuda_agent.base_cache.cache import BaseCache
+from remuda_agent.base_cache.fetching import FetchedBaseImages
 from remuda_agent.base_cache.offering import ChunkOffers
 from remuda_agent.base_cache.promises import Promises
 from remuda_agent.console import ConsoleReader
-from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
+from remuda_agent.disks.base_images import PretendingBaseImages
 from remuda_agent.disks.base_turns import BaseTurns
 from remuda_agent.disks.instance_files import PoolInstanceFiles
 from remuda_agent.disks.makers import PretendingDiskMaker, ProgramDiskMaker

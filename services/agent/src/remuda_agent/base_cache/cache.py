@@ -46,7 +46,7 @@ TEND_SECONDS = 300.0
 PAUSE_SECONDS = 1.0
 """Between two passes: guests that leave one after the other make one."""
 POOL_SECONDS = 30.0
-LEFT_OVER_SECONDS = 3600.0
+LEFT_OVER_SECONDS = 86400.0
 """A part of a base that nobody has gone on with for so long is removed."""
 
 
