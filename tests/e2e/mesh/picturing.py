@@ -49,8 +49,9 @@ def _agent(mesh: Mesh, guest: Guest, command: str, arguments: dict[str, Any]) ->
 
 
 def silence_agent(mesh: Mesh, guest: Guest) -> None:
-    """The guest's agent stops for good: a shell that outlives the answer sees to it."""
-    in_guest(mesh, guest, "(sleep 1; killall -STOP qemu-ga) >/dev/null 2>&1 &")
+    """The guest's agent stops for good, once it has answered that a shell will see to it."""
+    script = "sleep 2; killall -STOP qemu-ga"
+    _agent(mesh, guest, "guest-exec", {"path": "/bin/sh", "arg": ["-c", script]})
     host, ping = mesh.lab.host(guest.host()), json.dumps({"execute": "guest-ping"})
 
     def silent() -> bool:

@@ -20,7 +20,7 @@ from tests.e2e.mesh import picturing
 from tests.e2e.mesh.conftest import leaving_nothing
 from tests.e2e.mesh.picturing import begin, equals_disk, image_is_gone, in_guest, left_of_snapshots, made
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
