@@ -68,7 +68,7 @@ def test_what_a_killed_writer_left_long_ago_is_dropped_and_a_fresh_file_is_not(t
         (temporary / name).touch()
     long_ago = time.time() - 2 * 86400
     os.utime(temporary / "old", (long_ago, long_ago))
-    Blobs.open(f"file://{tmp_path}")
+    Blobs.open(f"file://{tmp_path}").drop_temporary(86400)
     assert [path.name for path in temporary.iterdir()] == ["new"]
 
 
