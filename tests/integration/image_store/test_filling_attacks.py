@@ -424,3 +424,24 @@ async def test_more_bytes_than_the_grant_allows_are_refused_however_they_are_cut
     roomy = mesh.cloud.grant(host, fills=blank)
     call = chunks.WriteChunks(iter(frames(roomy, blank.id, *many)))
     assert await refusal(call) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_host_that_opens_calls_and_sends_nothing_keeps_no_other_host_from_sending(
+    mesh: Mesh, host: HostId
+) -> None:
+    cloud, other = mesh.cloud, HostId(str(uuid.uuid4()))
+    theirs, ours = await cloud.blank(), await cloud.blank()
+    data = noise(30, 2 * MIB)
+    begun, *rest = split(frame(digest_of(data), data, IDENTITY, 2 * MIB))
+    idle = await mesh.chunks(f"host/{other}")
+    grant = cloud.grant(other, fills=theirs)
+    calls = [idle.WriteChunks() for _ in range(40)]
+    for call in calls:
+        await call.write(frames(grant, theirs.id, begun)[0])
+    busy, granted = await mesh.chunks(f"host/{host}"), cloud.grant(host, fills=ours)
+    begun.ClearField("grant")
+    sent = frames(granted, ours.id, begun, *rest)
+    assert (await busy.WriteChunks(iter(sent), timeout=120)).chunks == 1
+    assert not any(call.done() for call in calls)
+    for call in calls:
+        call.cancel()

@@ -13,6 +13,7 @@ again, the store then says that it is lacking, since known chunks are looked for
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from weakref import WeakValueDictionary
 
 from remuda.image.v1 import chunk_pb2, image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
@@ -37,6 +38,8 @@ _FILLABLE = (Image.STATE_UPLOADING, Image.STATE_PENDING)
 _WRITE_SECONDS = 300.0
 # Each of them holds up to 24 MiB.
 _WRITES_AT_ONCE = 32
+# One host that opens calls and sends nothing does not keep others from sending.
+_WRITES_PER_HOST = 8
 # The manifest of a disk of 4 TiB takes some 150 MB while it is looked at.
 _COMMITS_AT_ONCE = 4
 _COMMIT_TRIES = 5
@@ -68,6 +71,7 @@ class Filling:
         self._activation = activation
         self._largest_bytes = largest_bytes
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
+        self._host_writes: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._commits = asyncio.Semaphore(_COMMITS_AT_ONCE)
 
     async def lacking(self, grant: chunk_pb2.Grant, digests: Sequence[Digest]) -> list[Digest]:
@@ -88,7 +92,9 @@ class Filling:
         frames: AsyncIterator[chunk_pb2.WriteChunksRequest],
     ) -> list[Brought]:
         """Safe when it returns. Raises also as Intake does."""
-        async with self._writes, asyncio.timeout(_WRITE_SECONDS):
+        # Bound to a name: the dictionary forgets it as soon as this host has no call here.
+        own = self._host_writes.setdefault(grant.host_id, asyncio.Semaphore(_WRITES_PER_HOST))
+        async with own, self._writes, asyncio.timeout(_WRITE_SECONDS):
             found = await self._fillable(grant)
             intake = Intake(
                 self._content,
