@@ -27,6 +27,10 @@ from remuda_agent.network.bridges import PretendedBridges
 from remuda_agent.observer import Observer
 from remuda_agent.quarantine import Found, Quarantine
 from remuda_agent.resumes import ResumeTimes
+from remuda_agent.snapshots.moments import Moments
+from remuda_agent.snapshots.reading import PretendingDiskContents
+from remuda_agent.snapshots.step import DiskSnapshots
+from remuda_agent.snapshots.uploading import PretendingUploader
 from remuda_agent.steps import StepRunner, runner
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
@@ -59,9 +63,10 @@ class Host:
             return Found(copies={})
 
         quarantine = await Quarantine.open(state, "boot-1", nothing, leaders=LeaderGuard(state))
+        files = PoolInstanceFiles(pools, PretendingDiskMaker())
         steps = StepRunner(
             hypervisor=hypervisor,
-            files=PoolInstanceFiles(pools, PretendingDiskMaker()),
+            files=files,
             images=PretendingBaseImages(pools),
             observer=Observer(hypervisor, first_sequence=1, migrates=jobs.migrates),
             resumes=ResumeTimes(),
@@ -70,6 +75,16 @@ class Host:
             bridges=PretendedBridges({"physnet": f"br-{name}"}),
             console_dir=directory / f"{name}-console",
             quarantine=quarantine,
+            snapshots=DiskSnapshots(
+                hypervisor=hypervisor,
+                files=files,
+                pools=pools,
+                moments=Moments(
+                    hypervisor=hypervisor, contents=PretendingDiskContents(), directory=state / "snapshots"
+                ),
+                uploading=lambda _image, _grant: PretendingUploader(),
+                host_id=HostId(f"host-{name}"),
+            ),
         )
         return cls(name=name, fabric=fabric, hypervisor=hypervisor, steps=steps, jobs=jobs, pool=pool)
 

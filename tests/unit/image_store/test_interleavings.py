@@ -7,11 +7,9 @@ notices.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +24,7 @@ from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of
 from remuda_core.images.manifest import Manifest, serialize
 from remuda_core.telemetry.metrics import Metrics
 from remuda_core.testing.etcd_in_memory import InMemoryEtcd
+from remuda_core.testing.interleaving import Explorer, actor
 from remuda_image_store import activation, blob_names, references, sweeping
 from remuda_image_store.activation import Activation, Incomplete
 from remuda_image_store.blob_names import Names, read_names
@@ -40,8 +39,6 @@ GRACE = 100.0
 A_MONTH = 31 * 24 * 3600.0
 SHARD = "00"
 MOST_STEPS = 4000
-
-actor: ContextVar[str] = ContextVar("actor", default="")
 
 
 def _in_shard(of: Callable[[int], bytes]) -> Iterator[tuple[int, Digest]]:
@@ -65,62 +62,6 @@ def _manifest(digests: Sequence[Digest]) -> Manifest:
 
 X, Y, Z = CHUNKS
 MANIFESTS = {"one": _manifest((X, Y)), "two": _manifest((X, Z)), "same as one": _manifest((X, Y))}
-
-
-class Explorer:
-    """Lets one waiting step happen after the other."""
-
-    def __init__(self, seed: int, longest: int) -> None:
-        self.random = random.Random(seed)
-        self.waiting: list[tuple[str, asyncio.Future[None]]] = []
-        self.dead: set[str] = set()
-        self.trace: list[str] = []
-        self.open = False
-        """Steps happen at once: the end of a run, when nothing is to be chosen any more."""
-        # One after the other, but whoever is at work after so many steps comes last from then
-        # on: few changes find most of what an order can break (Burckhardt et al., ASPLOS 2010).
-        self._changes = {self.random.randrange(longest) for _ in range(self.random.choice((1, 2, 3, 6)))}
-        self._rank: dict[str, float] = {}
-        self._steps = 0
-        self._over = False
-
-    async def step(self, name: str) -> None:
-        if self._over:
-            raise asyncio.CancelledError
-        if self.open and actor.get() not in self.dead:
-            return
-        future = asyncio.get_running_loop().create_future()
-        self.waiting.append((actor.get(), future))
-        await future
-        self.trace.append(f"{actor.get()}: {name}")
-
-    def end(self) -> None:
-        """Who waits still is not even to clean up."""
-        self._over = True
-        for _, future in self.waiting:
-            future.cancel()
-
-    async def settle(self) -> None:
-        quiet = 0
-        while quiet < 8:
-            before = len(self.waiting)
-            await asyncio.sleep(0)
-            quiet = quiet + 1 if len(self.waiting) == before else 0
-
-    def choose(self) -> bool:
-        """Whether there was a step left."""
-        alive = [entry for entry in self.waiting if entry[0] not in self.dead]
-        if not alive:
-            return False
-        for name, _ in alive:
-            self._rank.setdefault(name, self.random.random())
-        chosen = max(alive, key=lambda entry: self._rank[entry[0]])
-        if self._steps in self._changes:
-            self._rank[chosen[0]] = min(self._rank.values()) - 1
-        self._steps += 1
-        self.waiting.remove(chosen)
-        chosen[1].set_result(None)
-        return True
 
 
 class MemoryBlobs:

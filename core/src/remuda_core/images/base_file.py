@@ -97,8 +97,11 @@ def copy_known(partial: PartialBase, lacking: set[Digest], directories: Iterable
     for source, digest, offset in _known(lacking, directories):
         if digest not in lacking:
             continue
-        with source.open("rb", buffering=0) as file:
-            data = disk.read_at(file.fileno(), offset, CHUNK_BYTES)
+        try:
+            with source.open("rb", buffering=0) as file:
+                data = disk.read_at(file.fileno(), offset, CHUNK_BYTES)
+        except OSError:
+            continue  # evicted meanwhile, or its disk cannot be read: what it had is fetched
         # The last chunk of a disk is shorter than what follows it in a file that has grown; it is fetched.
         if digest_of(data) == digest:
             partial.write(digest, data)

@@ -9,7 +9,8 @@ for one image at a time, it is fetched once; whoever comes second waits for the 
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,9 @@ T = TypeVar("T")
 _CHUNKS_PER_CALL = 64
 _STALL_SECONDS = 20.0
 _TRIES = 8
+# Whoever surveys the host takes a partial file's lock for a moment, to see whether it is in use.
+_BUSY_TRIES = 20
+_BUSY_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,11 @@ class FetchProgress:
 
 
 OnProgress = Callable[[FetchProgress], None]
+OnManifest = Callable[[Manifest], Awaitable[None]]
+
+
+async def _no_matter(_: Manifest) -> None:
+    pass
 
 
 class ImageFetcher:
@@ -81,8 +90,10 @@ class ImageFetcher:
         directory: Path,
         known: Sequence[Path] = (),
         on_progress: OnProgress = lambda _: None,
+        on_manifest: OnManifest = _no_matter,
     ) -> Path:
         """The base in `directory`, fetched unless it is there. `known`: more directories with bases.
+        `on_manifest` is awaited before anything is written: it may make room, or raise.
 
         Cancelling it keeps what has arrived. Raises RemudaError: STORE_UNAVAILABLE, DIGEST_MISMATCH (no
         replica has sound bytes), DISK_FULL, GRANT_REFUSED, IMAGE_NOT_FOUND, IMAGE_NOT_ACTIVE.
@@ -95,7 +106,7 @@ class ImageFetcher:
                 return base
             directory.mkdir(parents=True, exist_ok=True)
             try:
-                return await _Fetch(self, image_id, grant, on_progress).run(
+                return await _Fetch(self, image_id, grant, on_progress, on_manifest).run(
                     directory, manifest_digest, (directory, *known)
                 )
             except OSError as error:
@@ -112,12 +123,18 @@ class _Fetch:
     """One image being fetched."""
 
     def __init__(
-        self, fetcher: ImageFetcher, image_id: ImageId, grant: chunk_pb2.SignedGrant, on_progress: OnProgress
+        self,
+        fetcher: ImageFetcher,
+        image_id: ImageId,
+        grant: chunk_pb2.SignedGrant,
+        on_progress: OnProgress,
+        on_manifest: OnManifest,
     ) -> None:
         self._fetcher = fetcher
         self._image_id = image_id
         self._grant = grant
         self._on_progress = on_progress
+        self._on_manifest = on_manifest
         self._progress = FetchProgress(total_bytes=0, done_bytes=0, received_bytes=0)
         self._patience = Patience(
             fetcher.replicas, f"image {image_id} cannot be fetched", tries=fetcher.tries
@@ -126,8 +143,8 @@ class _Fetch:
     async def run(self, directory: Path, manifest_digest: Digest, known: Sequence[Path]) -> Path:
         manifest = await self._manifest(manifest_digest)
         lengths = manifest.lengths()
-        opened = PartialBase.opened(directory, manifest, manifest_digest, owner=self._fetcher.owner)
-        with opened as partial:
+        await self._on_manifest(manifest)
+        async with self._opened(directory, manifest, manifest_digest) as partial:
             present = await to_end(partial.present)
             self._advance(total=sum(lengths.values()), done=sum(lengths[digest] for digest in present))
             lacking = set(lengths) - present
@@ -139,6 +156,24 @@ class _Fetch:
             while wanted:
                 wanted = await self._receive_some(wanted, lengths, partial)
             return await to_end(partial.finish)
+
+    @asynccontextmanager
+    async def _opened(
+        self, directory: Path, manifest: Manifest, digest: Digest
+    ) -> AsyncIterator[PartialBase]:
+        """Raises BusyPartial when it stays in use."""
+        for tries_left in reversed(range(_BUSY_TRIES)):
+            with ExitStack() as stack:
+                opened = PartialBase.opened(directory, manifest, digest, owner=self._fetcher.owner)
+                try:
+                    partial = stack.enter_context(opened)
+                except BusyPartial:
+                    if not tries_left:
+                        raise
+                else:
+                    yield partial
+                    return
+            await asyncio.sleep(_BUSY_PAUSE_SECONDS)
 
     async def _manifest(self, digest: Digest) -> Manifest:
         request = chunk_pb2.GetManifestRequest(grant=self._grant, image_id=self._image_id)

@@ -50,6 +50,10 @@ class Manifest:
         """Every distinct chunk that has bytes, with its length, in the order of first use."""
         return {digest: self.length(i) for i, digest in enumerate(self.digests) if digest != HOLE}
 
+    def allocated_bytes(self) -> int:
+        """Of a sparse file that holds this disk: every chunk that is not all zero, however often it comes."""
+        return sum(self.length(i) for i, digest in enumerate(self.digests) if digest != HOLE)
+
     def extents(self, start: int = 0) -> Iterator[Extent]:
         """The disk from byte `start` on, zeros joined; the first may begin inside a chunk."""
         if not 0 <= start <= self.virtual_bytes:

@@ -67,6 +67,8 @@ class Metrics:
         )
         self._add_migrations(r)
         self._add_images(r)
+        self._add_base_cache(r)
+        self._add_repairs(r)
         self.agent_attached = Gauge(
             "remuda_agent_attached", "1 when this agent is attached to a leader.", registry=r
         )
@@ -153,6 +155,53 @@ class Metrics:
             "remuda_image_damage_repaired", "Of these: sound again, out of a host's cache.", registry=r
         )
         self.gc_removed_bytes = Counter("remuda_image_gc_removed_bytes", "Their bytes.", registry=r)
+
+    def _add_repairs(self, r: CollectorRegistry) -> None:
+        self.image_damaged_chunks = Gauge(
+            "remuda_image_damaged_chunks", "Chunks in the image store that are damaged or lost.", registry=r
+        )
+        self.image_chunks_repaired = Counter(
+            "remuda_image_chunks_repaired", "Damaged chunks that hosts have made good.", registry=r
+        )
+
+    def _add_base_cache(self, r: CollectorRegistry) -> None:
+        pool = ("pool",)
+        self.base_cache_bytes = Gauge(
+            "remuda_base_cache_bytes",
+            "Bytes of base images on a pool, parts of them included.",
+            pool,
+            registry=r,
+        )
+        self.base_cache_bound_bytes = Gauge(
+            "remuda_base_cache_bound_bytes",
+            "What the base images of a pool are kept below.",
+            pool,
+            registry=r,
+        )
+        self.base_cache_hits = Counter(
+            "remuda_base_cache_hits",
+            "Base images that were there, or on their way, when asked for.",
+            pool,
+            registry=r,
+        )
+        self.base_cache_misses = Counter(
+            "remuda_base_cache_misses", "Base images that had to be fetched.", pool, registry=r
+        )
+        self.base_cache_evictions = Counter(
+            "remuda_base_cache_evictions", "Base images removed to make room.", pool, registry=r
+        )
+        self.base_cache_overruns = Counter(
+            "remuda_base_cache_overruns",
+            "Fetches that went over the bound, because everything else was in use.",
+            pool,
+            registry=r,
+        )
+        self.base_cache_fetched_bytes = Counter(
+            "remuda_base_cache_fetched_bytes",
+            "Bytes received for base images, as they travelled.",
+            pool,
+            registry=r,
+        )
 
     def rpc_started(self, *, method: str, kind: str) -> None:
         """`method` as gRPC names it, /package.Service/Method. Started less handled is in flight."""

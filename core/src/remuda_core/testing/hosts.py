@@ -23,10 +23,11 @@ from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
 from remuda.compute.v1.instance_pb2 import Instance
 from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
 from remuda.compute.v1.operation_pb2 import Progress
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.ids import HostId, InstanceId
+from remuda_core.ids import HostId, ImageId, InstanceId
 from remuda_core.rpc.status import to_status
 from remuda_core.testing import leftovers
 from remuda_core.testing.steering import Obedience, Steering
@@ -121,6 +122,13 @@ class FakeHost:
 Hook = Callable[[FakeHost, StepKey], Awaitable[None]]
 
 
+Offered = Callable[[HostId, ImageId, Sequence[bytes]], Awaitable[int]]
+
+
+async def _no_base(_host: HostId, _image: ImageId, _digests: Sequence[bytes]) -> int:
+    return 0
+
+
 async def _no_hook(_host: FakeHost, _key: StepKey) -> None:
     return
 
@@ -135,6 +143,10 @@ class FakeHosts:
         self.log: list[tuple[HostId, str, str]] = []
         """(host, step, "do" or "undo") of every order that was obeyed, in order."""
         self.sweeps: list[tuple[HostId, str]] = []
+        self.offers: list[tuple[HostId, ImageId, str, tuple[bytes, ...]]] = []
+        """Orders of OfferChunks that a host has obeyed: host, image, manifest digest, chunks."""
+        self.offered: Offered = _no_base
+        """What becomes of such an order: how many chunks are sound again."""
         """(host, who asked) of every sweep that was obeyed."""
         self.jobs_started = 0
         """Migrations that were begun, joins not counted."""
@@ -184,6 +196,22 @@ class FakeHosts:
         self.sweeps.append((host, principal))
         self._answer(found)
         return receipts
+
+    async def offer_chunks(
+        self,
+        host: HostId,
+        leader: LeaderRef,
+        *,
+        image: ImageId,
+        manifest_digest: str,
+        digests: Sequence[bytes],
+        grant: SignedGrant,  # noqa: ARG002
+    ) -> int:
+        found = self._reach(host)
+        self._obey_leader(found, leader)
+        self._answer(found)
+        self.offers.append((host, image, manifest_digest, tuple(digests)))
+        return await self.offered(host, image, digests)
 
     async def run_step(
         self, host: HostId, request: RunStepRequest, *, on_progress: Callable[[Progress], None]

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 import grpc
 import structlog
 from remuda.agent.v1 import agent_pb2_grpc, migration_pb2_grpc, probe_pb2_grpc
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.image.v1.chunk_pb2_grpc import ChunkServiceStub
 from remuda_core.auth.caller import Kind
 from remuda_core.config import ConfigError, load_or_exit
-from remuda_core.ids import HostId
+from remuda_core.ids import HostId, ImageId
 from remuda_core.images.fetch import ImageFetcher
+from remuda_core.images.upload import ChunkUploader
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer, run_service
 from remuda_core.rpc.tls import is_local
@@ -22,8 +24,12 @@ from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
 
 from remuda_agent.attach import Attachment, HostIdentity
+from remuda_agent.base_cache.cache import BaseCache
+from remuda_agent.base_cache.fetching import FetchedBaseImages
+from remuda_agent.base_cache.offering import ChunkOffers
+from remuda_agent.base_cache.promises import Promises
 from remuda_agent.console import ConsoleReader
-from remuda_agent.disks.base_images import FetchedBaseImages, PretendingBaseImages
+from remuda_agent.disks.base_images import PretendingBaseImages
 from remuda_agent.disks.base_turns import BaseTurns
 from remuda_agent.disks.instance_files import PoolInstanceFiles
 from remuda_agent.disks.makers import PretendingDiskMaker, ProgramDiskMaker
@@ -56,6 +62,10 @@ from remuda_agent.quarantine.finding import copies_here
 from remuda_agent.resumes import ResumeTimes
 from remuda_agent.service import AgentService
 from remuda_agent.settings import AgentSettings
+from remuda_agent.snapshots.moments import Moments
+from remuda_agent.snapshots.reading import PretendingDiskContents, QemuDiskContents
+from remuda_agent.snapshots.step import DiskSnapshots, Uploading
+from remuda_agent.snapshots.uploading import PretendingUploader, Uploader
 from remuda_agent.steps import StepRunner
 from remuda_agent.steps.ports import BaseImages
 
@@ -85,7 +95,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
     identity = f"host/{host}"
     metrics = Metrics()
     boot_id = (await asyncio.to_thread(settings.boot_id_file.read_text)).strip()
-    pools = Pools(Pool(name=pool.name, path=pool.path, shared=pool.shared) for pool in settings.pools)
+    pools = Pools(Pool(**pool.model_dump()) for pool in settings.pools)
     await asyncio.to_thread(pools.prepare)
     leaders = LeaderGuard(settings.state_dir)
     jobs = JobTable()
@@ -98,11 +108,18 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         leaders=leaders,
         changed=changed.set,
     )
+    pretending = settings.hypervisor == "fake"
+    moments = Moments(
+        hypervisor=hypervisor,
+        contents=PretendingDiskContents() if pretending else QemuDiskContents(),
+        directory=settings.state_dir / "snapshots",
+    )
     observer = Observer(
         hypervisor,
         first_sequence=time.time_ns() // 1000,
         migrates=jobs.migrates,
         waiting=lambda: quarantine.copies,
+        settling=moments.settling,
     )
     migrations = Migrations(
         hypervisor=hypervisor,
@@ -111,7 +128,6 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         host_id=host,
         pace=settings.migration.pace,
     )
-    pretending = settings.hypervisor == "fake"
     bridges = (PretendedBridges if pretending else Bridges)(settings.bridges)
     for network, bridge in bridges.missing().items():
         _log.warning("a bridge is not there: its network is not offered", network=network, bridge=bridge)
@@ -121,11 +137,43 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             for store in settings.image_stores
         }
         nonces = await stack.enter_async_context(NonceFiles(pools, notes=settings.state_dir / "probes"))
-        base_turns = BaseTurns()
+        base_turns, promises = BaseTurns(), Promises()
+        reader = PretendingDiskReader() if pretending else QemuDiskReader()
+        cache = BaseCache(
+            pools=pools,
+            turns=base_turns,
+            promises=promises,
+            reader=reader,
+            host_id=host,
+            metrics=metrics,
+        )
+        images = _base_images(
+            settings,
+            stores,
+            lambda fetcher: FetchedBaseImages(
+                pools=pools,
+                fetcher=fetcher,
+                turns=base_turns,
+                cache=cache,
+                promises=promises,
+                metrics=metrics,
+            ),
+        ) or PretendingBaseImages(pools)
+        files = PoolInstanceFiles(
+            pools, PretendingDiskMaker() if pretending else ProgramDiskMaker(), on_removed=cache.wake
+        )
+        snapshots = DiskSnapshots(
+            hypervisor=hypervisor,
+            files=files,
+            pools=pools,
+            moments=moments,
+            uploading=_uploading(stores),
+            host_id=host,
+        )
         steps = StepRunner(
             hypervisor=hypervisor,
-            files=PoolInstanceFiles(pools, PretendingDiskMaker() if pretending else ProgramDiskMaker()),
-            images=_base_images(settings, pools, stores, base_turns),
+            files=files,
+            images=images,
             observer=observer,
             resumes=resumes,
             greetings=greetings,
@@ -133,11 +181,12 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
             bridges=bridges,
             console_dir=settings.console_dir,
             quarantine=quarantine,
+            snapshots=snapshots,
         )
         surveyor = Surveyor(
             observer=observer,
             pools=pools,
-            reader=PretendingDiskReader() if pretending else QemuDiskReader(),
+            reader=reader,
             host_id=host,
         )
         agent = AgentService(
@@ -155,6 +204,13 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 base_turns=base_turns,
                 receipts=Receipts(settings.state_dir),
                 host_id=host,
+            ),
+            offers=ChunkOffers(
+                pools=pools,
+                turns=base_turns,
+                promises=promises,
+                leaders=leaders,
+                stores=[ChunkServiceStub(channel) for channel in stores.values()],
             ),
             console=ConsoleReader(settings.console_dir),
             boot_id=boot_id,
@@ -179,6 +235,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
         stack.push_async_callback(jobs.close, settings.drain_seconds)
         # Before anybody can ask: an order that came first would find no job to join and begin another.
         await migrations.adopt()
+        await snapshots.end_leftovers(await asyncio.to_thread(files.owners))
         server = await stack.enter_async_context(
             ServiceServer(
                 listen=settings.listen,
@@ -228,6 +285,7 @@ async def serve_host(settings: AgentSettings, hypervisor: Hypervisor, stop: asyn
                 _follow_events(hypervisor, changed, (resumes.hear, greetings.hear)), name="events"
             ),
             asyncio.create_task(attachment.run(), name="attach"),
+            asyncio.create_task(cache.run(), name="base cache"),
             asyncio.create_task(stop.wait(), name="stop"),
         ]
         try:
@@ -268,14 +326,27 @@ async def _follow_events(
 
 
 def _base_images(
-    settings: AgentSettings, pools: Pools, stores: Mapping[str, grpc.aio.Channel], turns: BaseTurns
-) -> BaseImages:
+    settings: AgentSettings,
+    stores: Mapping[str, grpc.aio.Channel],
+    fetched: Callable[[ImageFetcher], FetchedBaseImages],
+) -> BaseImages | None:
+    """None: the host only pretends."""
     if settings.hypervisor == "fake" and not stores:
-        return PretendingBaseImages(pools)
+        return None
     if not stores:
         raise ConfigError("configuration: image_stores: at least one is needed")
     stubs = [ChunkServiceStub(channel) for channel in stores.values()]
-    return FetchedBaseImages(pools, ImageFetcher(stubs, owner=settings.host_uuid), turns)
+    return fetched(ImageFetcher(stubs, owner=settings.host_uuid))
+
+
+def _uploading(stores: Mapping[str, grpc.aio.Channel]) -> Uploading:
+    stubs = [ChunkServiceStub(channel) for channel in stores.values()]
+
+    def uploading(image: ImageId, grant: SignedGrant) -> Uploader:
+        # Only a fake host has none: what it pretends to read goes nowhere.
+        return ChunkUploader(stubs, image_id=image, grant=grant) if stubs else PretendingUploader()
+
+    return uploading
 
 
 def _migration_ports(settings: AgentSettings) -> MigrationPorts:

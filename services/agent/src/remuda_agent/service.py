@@ -10,6 +10,7 @@ from remuda_core.errors import RemudaError
 from remuda_core.ids import InstanceId
 from remuda_core.rpc.status import to_status
 
+from remuda_agent.base_cache.offering import ChunkOffers
 from remuda_agent.console import ConsoleReader
 from remuda_agent.jobs import Job, JobTable
 from remuda_agent.leaders import LeaderGuard
@@ -32,6 +33,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         console: ConsoleReader,
         surveyor: Surveyor,
         sweeper: Sweeper,
+        offers: ChunkOffers,
         boot_id: str,
     ) -> None:
         self._leaders = leaders
@@ -41,6 +43,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._console = console
         self._surveyor = surveyor
         self._sweeper = sweeper
+        self._offers = offers
         self._boot_id = boot_id
 
     async def Fence(
@@ -101,3 +104,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> pb.SweepResponse:
         self._leaders.acknowledge(request.leader)
         return pb.SweepResponse(receipts=await self._sweeper.sweep(request))
+
+    async def OfferChunks(
+        self,
+        request: pb.OfferChunksRequest,
+        context: "grpc.aio.ServicerContext[pb.OfferChunksRequest, pb.OfferChunksResponse]",
+    ) -> pb.OfferChunksResponse:
+        self._leaders.acknowledge(request.leader)
+        return pb.OfferChunksResponse(repaired=await self._offers.offer(request))

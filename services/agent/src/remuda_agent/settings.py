@@ -15,6 +15,12 @@ class PoolSettings(BaseModel):
     path: Path
     shared: bool = False
     """Other hosts mount the same storage; which ones is told by the uid file in its root."""
+    base_cache_bytes: int = Field(default=0, ge=0)
+    """Base images are evicted, least recently used first, until they take no more; 0: base_cache_share says.
+    What is in use stays; on a shared pool every base image does.
+    """
+    base_cache_share: float = Field(default=0.25, gt=0, le=1)
+    """The same as a share of the pool's capacity."""
 
 
 class MigrationSettings(BaseModel):

@@ -24,6 +24,7 @@ def show(metrics: Metrics, term: Term | None) -> None:
         family.clear()
     metrics.leader.set(0 if term is None else 1)
     metrics.operation_oldest_seconds.set(0)
+    metrics.image_damaged_chunks.set(0 if term is None else term.repairer.damaged)
     if term is None:
         return
     metrics.leader_epoch.set(term.leadership.epoch)

@@ -42,6 +42,7 @@ from remuda_scheduler.preflight.prober import Prober
 from remuda_scheduler.preflight.reuse import REUSE_SECONDS, Recent
 from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.reconcile.service import Reconciler
+from remuda_scheduler.repairing.service import Repairer
 from remuda_scheduler.store import open_store
 from remuda_scheduler.telemetry import LeaderMetrics
 from remuda_scheduler.term import Term
@@ -142,6 +143,7 @@ class Leader:
                 asyncio.create_task(term.keeper.watch_liveness(), name="liveness"),
                 asyncio.create_task(term.keeper.watch_claims(), name="released instances"),
                 asyncio.create_task(term.keeper.watch_hosts(), name="deleted hosts"),
+                asyncio.create_task(term.repairer.run(), name="repairs"),
                 asyncio.create_task(leadership.lost.wait(), name="leadership"),
             ]
             try:
@@ -218,6 +220,13 @@ class Leader:
                     turns=turns,
                     janitor=Janitor(etcd=parts.etcd, keys=parts.keys, agents=fenced),
                     reconciler=Reconciler(etcd=parts.etcd, store=store, agents=fenced),
+                    repairer=Repairer(
+                        etcd=parts.etcd,
+                        store=store,
+                        agents=fenced,
+                        grants=parts.grants,
+                        metrics=parts.metrics,
+                    ),
                     hub=hub,
                     controls=controls,
                     on_attached=collecting.begin,

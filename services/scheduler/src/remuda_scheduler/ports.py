@@ -99,6 +99,19 @@ class Agents(Protocol):
         """Removes what is still as it was shown; one receipt per target, in order."""
         ...
 
+    async def offer_chunks(
+        self,
+        host: HostId,
+        leader: LeaderRef,
+        *,
+        image: ImageId,
+        manifest_digest: str,
+        digests: Sequence[bytes],
+        grant: SignedGrant,
+    ) -> int:
+        """Sends what its cache has of them to the image store; how many are sound again."""
+        ...
+
     async def fence(self, host: HostId, leader: LeaderRef) -> object:
         """Returns once the agent has stored that this leader is the newest."""
         ...

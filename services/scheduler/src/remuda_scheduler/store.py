@@ -12,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from remuda.compute.v1.host_pb2 import Host
 from remuda.store.v1.host_pb2 import Debt, FlavorRecord, HostRecord, HostStatus, NetworkRecord
-from remuda.store.v1.image_pb2 import ImageRecord
+from remuda.store.v1.image_pb2 import DamageRecord, ImageRecord
 from remuda.store.v1.instance_pb2 import Claim, InstanceRecord, InstanceStatus
 from remuda.store.v1.operation_pb2 import CancelRecord, Journal, OperationRecord
 from remuda_core.etcd.cache import PrefixCache
@@ -42,6 +42,8 @@ class StoreView:
     flavors: PrefixCache[FlavorRecord]
     networks: PrefixCache[NetworkRecord]
     images: PrefixCache[ImageRecord]
+    damage: PrefixCache[DamageRecord]
+    """Chunks that the image store has found damaged."""
 
     def host(self, host: HostId) -> HostRecord | None:
         entry = self.hosts.get(self.keys.host(host))
@@ -93,6 +95,7 @@ async def open_store(etcd: Etcd, keys: Keys) -> AsyncIterator[StoreView]:
             flavors=await cache(keys.flavors, FlavorRecord),
             networks=await cache(keys.networks, NetworkRecord),
             images=await cache(keys.images, ImageRecord),
+            damage=await cache(keys.all_image_damage, DamageRecord),
         )
 
 

@@ -16,6 +16,7 @@ from remuda_scheduler.live.hub import ProgressHub
 from remuda_scheduler.placement.placer import Placer
 from remuda_scheduler.preflight.service import Preflight
 from remuda_scheduler.reconcile.service import Reconciler
+from remuda_scheduler.repairing.service import Repairer
 from remuda_scheduler.store import StoreView
 from remuda_scheduler.turns.turns import Turns
 
@@ -38,6 +39,7 @@ class Term:
     turns: Turns
     janitor: Janitor
     reconciler: Reconciler
+    repairer: Repairer
     hub: ProgressHub
     controls: "ControlHub"
     on_attached: Callable[[HostId], None]

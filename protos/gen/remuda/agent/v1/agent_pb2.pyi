@@ -215,18 +215,24 @@ class PrepareDisks(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _common_pb2.DomainSpec:
         """The guest."""
+
+    @_builtins.property
+    def grant(self) -> _chunk_pb2.SignedGrant:
+        """Leave to read the base image, should the cache have given it up since EnsureBaseImage; unset: it fails then."""
 
     def __init__(
         self,
         *,
         spec: _common_pb2.DomainSpec | None = ...,
+        grant: _chunk_pb2.SignedGrant | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

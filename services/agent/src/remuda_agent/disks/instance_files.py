@@ -9,7 +9,7 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +23,8 @@ from remuda_agent.disks import config_drive
 from remuda_agent.disks.base_images import parse_digest
 from remuda_agent.disks.makers import DiskMaker
 from remuda_agent.disks.owner import OWNER_FILE, read_owner, refuse_newer, write_owner
-from remuda_agent.disks.pools import Pool, Pools
+from remuda_agent.disks.pools import LEAST_FREE_BYTES, Pool, Pools
 from remuda_agent.steps.ports import InstancePaths, Owner
-
-LEAST_FREE_BYTES = 64 << 20
-"""A pool with less is full: an overlay takes no room when it is made, and all of it later."""
 
 
 class PoolInstanceFiles:
@@ -36,8 +33,17 @@ class PoolInstanceFiles:
     Steps of one instance come one after the other (the job table sees to it), so nothing here is locked.
     """
 
-    def __init__(self, pools: Pools, maker: DiskMaker, *, least_free_bytes: int = LEAST_FREE_BYTES) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        maker: DiskMaker,
+        *,
+        least_free_bytes: int = LEAST_FREE_BYTES,
+        on_removed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_removed`: a directory may be gone, and its base image be needed by nobody."""
         self._pools = pools
+        self._on_removed = on_removed
         self._maker = maker
         self._least_free_bytes = least_free_bytes
 
@@ -76,6 +82,7 @@ class PoolInstanceFiles:
         """
         directory = self.paths(pool, owner.instance_id).directory
         await asyncio.to_thread(_remove, directory, owner)
+        self._on_removed()
 
     async def owner(self, pool: str, instance_id: InstanceId) -> Owner | None:
         """See the port."""
@@ -87,6 +94,7 @@ class PoolInstanceFiles:
         """
         directory = self.paths(pool, owner.instance_id).directory
         await asyncio.to_thread(_delete, directory, owner)
+        self._on_removed()
 
     def owners(self) -> list[tuple[str, Owner]]:
         """Every directory's record on every pool, by name of the pool; for the janitor and for adoption."""

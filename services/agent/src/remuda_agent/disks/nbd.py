@@ -33,23 +33,52 @@ async def content_digest(path: Path, *, image_format: str) -> bytes:
     """SHA-256 over the virtual disk, holes as zeros. Raises STEP_FAILED: a QEMU has it open for writing (its
     image lock holds on every host of the file system), or a file below it is missing.
     """
-    async with _exported(path, image_format) as (reader, writer):
-        size = await _handshake(reader, writer)
+    async with exported(path, image_format=image_format) as disk:
         digest = hashlib.sha256()
-        for offset in range(0, size, _PIECE_BYTES):
-            length = min(_PIECE_BYTES, size - offset)
-            writer.write(struct.pack(">IHHQQI", _REQUEST, 0, _READ, offset, offset, length))
-            magic, error, _ = struct.unpack(">IIQ", await reader.readexactly(16))
-            if magic != _REPLY or error:
-                raise RemudaError(Reason.STEP_FAILED, f"{path} cannot be read at byte {offset}")
+        for offset in range(0, disk.size_bytes, _PIECE_BYTES):
+            piece = await disk.read(offset, min(_PIECE_BYTES, disk.size_bytes - offset))
             # In a thread: a core is busy with it for as long as the disk is large.
-            await asyncio.to_thread(digest.update, await reader.readexactly(length))
-        writer.write(struct.pack(">IHHQQI", _REQUEST, 0, _DISCONNECT, 0, 0, 0))
+            await asyncio.to_thread(digest.update, piece)
         return digest.digest()
 
 
+class NbdDisk:
+    """One connection to an export, as `exported` and `connected` give it. One reading at a time."""
+
+    def __init__(self, name: str, size_bytes: int, connection: _Connection) -> None:
+        self.size_bytes = size_bytes
+        self._name = name
+        self._reader, self._writer = connection
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """At most 32 MiB, NBD's own limit. Raises STEP_FAILED; DiskGone when the server has ended."""
+        try:
+            self._writer.write(struct.pack(">IHHQQI", _REQUEST, 0, _READ, offset, offset, length))
+            magic, error, cookie = struct.unpack(">IIQ", await self._reader.readexactly(16))
+            if magic != _REPLY or cookie != offset or error:
+                raise RemudaError(Reason.STEP_FAILED, f"{self._name} cannot be read at byte {offset}")
+            return await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError) as lost:
+            raise DiskGone(self._name) from lost
+
+    def close(self) -> None:
+        self._writer.write(struct.pack(">IHHQQI", _REQUEST, 0, _DISCONNECT, 0, 0, 0))
+        self._writer.close()
+
+
+class DiskGone(RemudaError):
+    """Whoever exported the disk has ended, or has closed the export."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Reason.STEP_FAILED, f"the export ended while {name} was read")
+
+
 @asynccontextmanager
-async def _exported(path: Path, image_format: str) -> AsyncIterator[_Connection]:
+async def exported(path: Path, *, image_format: str) -> AsyncIterator[NbdDisk]:
+    """The content of a disk that nobody writes, and nobody may begin to write until the block is left.
+
+    Raises as `content_digest`.
+    """
     program = shutil.which("qemu-nbd")
     if program is None:
         raise RemudaError(Reason.STEP_FAILED, "qemu-nbd is not installed on this host")
@@ -69,15 +98,40 @@ async def _exported(path: Path, image_format: str) -> AsyncIterator[_Connection]
         try:
             connection = await _connected(process, socket, path)
             try:
-                yield connection
-            except (asyncio.IncompleteReadError, ConnectionError) as error:
-                raise RemudaError(Reason.STEP_FAILED, f"qemu-nbd ended while {path} was read") from error
+                disk = await _open(connection, str(path), export="")
+            except DiskGone as error:
+                # It listens before it has opened the disk.
+                raise await _not_opened(process, path) from error
+            try:
+                yield disk
             finally:
-                connection[1].close()
+                disk.close()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.communicate()
+
+
+@asynccontextmanager
+async def connected(socket: Path, *, export: str) -> AsyncIterator[NbdDisk]:
+    """An export that somebody else serves on a socket. Raises STEP_FAILED; DiskGone."""
+    try:
+        connection = await asyncio.open_unix_connection(str(socket))
+    except OSError as error:
+        raise DiskGone(export) from error
+    disk = await _open(connection, export, export=export)
+    try:
+        yield disk
+    finally:
+        disk.close()
+
+
+async def _open(connection: _Connection, name: str, *, export: str) -> NbdDisk:
+    try:
+        return NbdDisk(name, await _handshake(*connection, export), connection)
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        connection[1].close()
+        raise DiskGone(name) from error
 
 
 async def _connected(process: asyncio.subprocess.Process, socket: Path, path: Path) -> _Connection:
@@ -88,20 +142,28 @@ async def _connected(process: asyncio.subprocess.Process, socket: Path, path: Pa
             return await asyncio.open_unix_connection(str(socket))
         except OSError as error:
             if process.returncode is not None or loop.time() > end:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                _, words = await process.communicate()
-                said = words.decode(errors="replace").strip() or "it did not listen"
-                raise RemudaError(Reason.STEP_FAILED, f"qemu-nbd cannot open {path}: {said}") from error
+                raise await _not_opened(process, path) from error
         await asyncio.sleep(_RETRY_SECONDS)
 
 
-async def _handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+async def _not_opened(process: asyncio.subprocess.Process, path: Path) -> RemudaError:
+    with contextlib.suppress(TimeoutError):
+        # Its last words come before its end, not before it hangs up.
+        await asyncio.wait_for(process.wait(), _START_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    _, words = await process.communicate()
+    said = words.decode(errors="replace").strip() or "it did not listen"
+    return RemudaError(Reason.STEP_FAILED, f"qemu-nbd cannot open {path}: {said}")
+
+
+async def _handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, export: str) -> int:
     """The size of the disk in bytes."""
     greeting = await reader.readexactly(18)
     if greeting[:16] != _NBD + _OPTION:
-        raise RemudaError(Reason.STEP_FAILED, "qemu-nbd does not speak NBD")
+        raise RemudaError(Reason.STEP_FAILED, "the server does not speak NBD")
     writer.write(struct.pack(">I", _FIXED_NEWSTYLE | _NO_ZEROES))
-    writer.write(_OPTION + struct.pack(">II", _EXPORT_NAME, 0))
+    name = export.encode()
+    writer.write(_OPTION + struct.pack(">II", _EXPORT_NAME, len(name)) + name)
     size, _ = struct.unpack(">QH", await reader.readexactly(10))
     return int(size)

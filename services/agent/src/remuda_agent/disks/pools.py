@@ -17,6 +17,9 @@ UID_FILE = ".remuda-pool"
 INSTANCES = "instances"
 BASES = "base"
 
+LEAST_FREE_BYTES = 64 << 20
+"""A pool with less is full: an overlay takes no room when it is made, and all of it later."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
@@ -25,6 +28,10 @@ class Pool:
     name: str
     path: Path
     shared: bool = False
+    base_cache_bytes: int = 0
+    """What base images may take; 0: see the share."""
+    base_cache_share: float = 0.25
+    """Of the pool's capacity."""
 
     @property
     def instances(self) -> Path:
@@ -34,6 +41,13 @@ class Pool:
     def bases(self) -> Path:
         """Base images; overlays name them by absolute path, so it is the same path on every host."""
         return self.path / BASES
+
+    def cache_bound(self) -> int:
+        """Most bytes of base images, as far as they can be helped. A call of statvfs. Raises OSError."""
+        if self.base_cache_bytes:
+            return self.base_cache_bytes
+        space = os.statvfs(self.path)
+        return int(space.f_blocks * space.f_frsize * self.base_cache_share)
 
 
 class Pools:

@@ -1,5 +1,6 @@
 """Hypervisor drivers behind one interface."""
 
+from remuda_agent.hypervisor.backups import BackupRequest, Guard
 from remuda_agent.hypervisor.facts import CpuComparison, CpuVerdict, GuestDisk, GuestFacts
 from remuda_agent.hypervisor.interface import Hypervisor
 from remuda_agent.hypervisor.model import (
@@ -21,6 +22,7 @@ from remuda_agent.hypervisor.model import (
 
 __all__ = [
     "METADATA_NAMESPACE",
+    "BackupRequest",
     "CompletedMigration",
     "CpuComparison",
     "CpuVerdict",
@@ -30,6 +32,7 @@ __all__ = [
     "DomainNic",
     "DomainView",
     "EventKind",
+    "Guard",
     "GuestDisk",
     "GuestFacts",
     "Hypervisor",

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
+from remuda_agent.hypervisor.backups import Backups
 from remuda_agent.hypervisor.facts import Probes
 from remuda_agent.hypervisor.model import (
     CompletedMigration,
@@ -21,7 +22,7 @@ from remuda_agent.hypervisor.model import (
 )
 
 
-class Hypervisor(Probes, Protocol):
+class Hypervisor(Probes, Backups, Protocol):
     """Domains of one host.
 
     Every call may raise RemudaError with HYPERVISOR_ERROR and the hypervisor's own words. Calls are safe

@@ -87,7 +87,7 @@ def find_base_file(
         if pool.shared and rest != f"{host}.partial":
             return None
         found = _file(pool, path, FoundFile.KIND_TEMPORARY)
-        found.in_use = _locked(path)
+        found.in_use = is_locked(path)
         return found
     if rest.startswith("manifest"):
         return None if rest == "manifest" and base.exists() else _file(pool, path, FoundFile.KIND_TEMPORARY)
@@ -143,7 +143,7 @@ def _file(pool: Pool, path: Path, kind: FoundFile.Kind.ValueType, *, size: int =
     return found
 
 
-def _locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """A fetch holds its file as long as it writes: see PartialBase."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -81,7 +81,17 @@ class BaseImages(Protocol):
         image_id: str,
         manifest_digest: str,
         grant: SignedGrant,
+        operation: OperationId,
         on_progress: Callable[[Progress], None],
     ) -> Path:
-        """Fetches what is lacking; one download however many ask. Raises: GRANT_REFUSED, DIGEST_MISMATCH."""
+        """Fetches what is lacking; one download however many ask. Raises: GRANT_REFUSED, DIGEST_MISMATCH,
+        DISK_FULL.
+
+        The base is kept for the operation until `laid`, for an hour at most; an agent that is restarted
+        forgets it.
+        """
+        ...
+
+    def laid(self, operation: OperationId) -> None:
+        """The operation's disk lies on its base, or never will."""
         ...

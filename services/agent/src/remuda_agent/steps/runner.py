@@ -11,6 +11,7 @@ from typing import Any
 
 from remuda.agent.v1.agent_pb2 import RunStepRequest, StepOutput
 from remuda.agent.v1.common_pb2 import DomainSpec, StepKey
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId
 
@@ -20,6 +21,7 @@ from remuda_agent.jobs import Job
 from remuda_agent.observer import Observer
 from remuda_agent.quarantine import Quarantine
 from remuda_agent.resumes import ResumeTimes
+from remuda_agent.snapshots.step import DiskSnapshots
 from remuda_agent.steps.ports import BaseImages, InstanceFiles, InstancePaths, Networks, Owner
 
 PRESS_AGAIN_SECONDS = 10.0
@@ -44,6 +46,7 @@ class StepRunner:
         bridges: Networks,
         console_dir: Path,
         quarantine: Quarantine,
+        snapshots: DiskSnapshots,
     ) -> None:
         self._hypervisor = hypervisor
         self._files = files
@@ -55,6 +58,7 @@ class StepRunner:
         self._bridges = bridges
         self._console_dir = console_dir
         self._quarantine = quarantine
+        self._snapshots = snapshots
 
     async def run(self, request: RunStepRequest, job: Job) -> StepOutput:
         """Raises what the work raises; STALE_EPOCH when the host runs a newer copy than the order is for."""
@@ -86,17 +90,45 @@ class StepRunner:
                 image_id=wanted.image_id,
                 manifest_digest=wanted.manifest_digest,
                 grant=wanted.grant,
+                operation=OperationId(request.key.operation_id),
                 on_progress=job.report,
             ),
         )
         return StepOutput()
 
-    async def _prepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
+    async def _leave_base_image(self, request: RunStepRequest, _: Job) -> StepOutput:
+        """The cache is shared by all instances: the base stays, but is not kept for this one any more."""
+        self._images.laid(OperationId(request.key.operation_id))
+        return StepOutput()
+
+    async def _prepare_disks(self, request: RunStepRequest, job: Job) -> StepOutput:
         spec = request.prepare_disks.spec
         self._plug(spec)
         await self._confirm(request.key)
-        await self._files.create(spec, self._owner(request.key, "owner"))
+        # Asked for once more: this agent may have been restarted since, and the base have made room.
+        grant = request.prepare_disks.grant if request.prepare_disks.HasField("grant") else None
+        await self._create(request.key, spec, "owner", grant, job)
         return StepOutput()
+
+    async def _create(
+        self, key: StepKey, spec: DomainSpec, role: str, grant: SignedGrant | None, job: Job
+    ) -> None:
+        """The instance's files, on a base that stays until its disk lies on it."""
+        operation = OperationId(key.operation_id)
+        try:
+            if grant is not None:
+                fetching = self._images.ensure(
+                    pool=spec.pool,
+                    image_id=spec.image_id,
+                    manifest_digest=spec.manifest_digest,
+                    grant=grant,
+                    operation=operation,
+                    on_progress=job.report,
+                )
+                await _unless_stopped(job, fetching)
+            await self._files.create(spec, self._owner(key, role))
+        finally:
+            self._images.laid(operation)
 
     async def _unprepare_disks(self, request: RunStepRequest, _: Job) -> StepOutput:
         await self._forget_domain(request.key)
@@ -202,17 +234,7 @@ class StepRunner:
         if work.shared_disks:
             # The files are there and the source still writes them: owner.json changes hands with ownership.
             return output
-        await _unless_stopped(
-            job,
-            self._images.ensure(
-                pool=work.spec.pool,
-                image_id=work.spec.image_id,
-                manifest_digest=work.spec.manifest_digest,
-                grant=work.grant,
-                on_progress=job.report,
-            ),
-        )
-        await self._files.create(work.spec, self._owner(request.key, "incoming"))
+        await self._create(request.key, work.spec, "incoming", work.grant, job)
         return output
 
     async def _unprepare_incoming(self, request: RunStepRequest, _: Job) -> StepOutput:
@@ -353,12 +375,13 @@ class StepRunner:
             "prepare_incoming": self._prepare_incoming,
             "finish_incoming": self._finish_incoming,
             "release_source": self._release_source,
+            "snapshot_disk": self._snapshots.take,
         }
 
     @property
     def _undo(self) -> Mapping[str, "Act"]:
         return {
-            "ensure_base_image": self._nothing,  # the cache is shared by all instances
+            "ensure_base_image": self._leave_base_image,
             "prepare_disks": self._unprepare_disks,
             "define_domain": self._undefine_domain,
             "start_domain": self._destroy_domain,
@@ -368,6 +391,7 @@ class StepRunner:
             "prepare_incoming": self._unprepare_incoming,
             "finish_incoming": self._nothing,
             "release_source": self._nothing,
+            "snapshot_disk": self._snapshots.undo,
         }
 
 

@@ -18,9 +18,10 @@ from remuda.agent.v1.agent_pb2 import (
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.agent.v1.migration_pb2 import MigrationEnded, StartMigration
 from remuda.compute.v1.migration_pb2 import MigrationMilestone, MigrationProgress
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.ids import HostId, InstanceId
+from remuda_core.ids import HostId, ImageId, InstanceId
 
 from remuda_scheduler.ports import Agents, OnProgress, Steering
 
@@ -93,3 +94,22 @@ class FencedAgents:
     ) -> Sequence[SweepReceipt]:
         await self.fence(host)
         return await self._agents.sweep(host, self.leader, targets, principal=principal)
+
+    async def offer_chunks(
+        self,
+        host: HostId,
+        *,
+        image: ImageId,
+        manifest_digest: str,
+        digests: Sequence[bytes],
+        grant: SignedGrant,
+    ) -> int:
+        await self.fence(host)
+        return await self._agents.offer_chunks(
+            host,
+            self.leader,
+            image=image,
+            manifest_digest=manifest_digest,
+            digests=digests,
+            grant=grant,
+        )

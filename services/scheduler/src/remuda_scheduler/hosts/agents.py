@@ -17,15 +17,18 @@ from remuda.agent.v1 import agent_pb2, agent_pb2_grpc, migration_pb2, migration_
 from remuda.agent.v1.common_pb2 import LeaderRef
 from remuda.compute.v1.migration_pb2 import ControlMigrationRequest, MigrationMilestone, MigrationProgress
 from remuda.compute.v1.operation_pb2 import Progress
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import DOMAIN, Reason, RemudaError
-from remuda_core.ids import HostId, InstanceId
+from remuda_core.ids import HostId, ImageId, InstanceId
 from remuda_core.rpc.status import from_status, rpc_error_status
 
 from remuda_scheduler.ports import Steering
 
 ANSWER_SECONDS = 10.0
 """For rpcs that only look or note; steps carry deadlines of their own."""
+OFFER_SECONDS = 300.0
+"""As many chunks as one order may name, read and sent."""
 SWEEP_SECONDS = 120.0
 """One removal after another, each in the turn of its instance."""
 
@@ -105,6 +108,27 @@ class AgentClients:
         except grpc.aio.AioRpcError as failure:
             raise meaning(host, failure) from failure
         return answer.receipts
+
+    async def offer_chunks(
+        self,
+        host: HostId,
+        leader: LeaderRef,
+        *,
+        image: ImageId,
+        manifest_digest: str,
+        digests: Sequence[bytes],
+        grant: SignedGrant,
+    ) -> int:
+        """See the port."""
+        stub = agent_pb2_grpc.AgentServiceStub(self.channel(host))
+        request = agent_pb2.OfferChunksRequest(
+            leader=leader, image_id=image, manifest_digest=manifest_digest, digests=digests, grant=grant
+        )
+        try:
+            answer = await stub.OfferChunks(request, timeout=OFFER_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise meaning(host, failure) from failure
+        return answer.repaired
 
     async def run_step(
         self,

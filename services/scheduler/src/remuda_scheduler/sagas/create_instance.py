@@ -14,6 +14,7 @@ nothing: no host, no ports, no hold on its image.
 from remuda.agent.v1.agent_pb2 import DefineDomain, EnsureBaseImage, PrepareDisks, StartDomain
 from remuda.agent.v1.common_pb2 import DomainSpec
 from remuda.compute.v1.instance_pb2 import CreateInstanceRequest, Instance
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.store.v1.instance_pb2 import InstanceStatus
 from remuda.store.v1.saga_pb2 import CreateInstanceState
 from remuda_core.errors import Reason, RemudaError
@@ -86,19 +87,20 @@ async def release_addresses(run: _Run) -> None:
     await give_ports_back(run, ports)
 
 
+def _leave_to_read(run: _Run, image: str) -> SignedGrant:
+    host = HostId(run.state.host_id)
+    return run.services.grants.sign(host_id=host, operation_id=run.operation_id, images=[ImageId(image)])
+
+
 async def fetch_base_image(run: _Run) -> None:
     record, _ = await run.instance()
-    host = HostId(run.state.host_id)
-    grant = run.services.grants.sign(
-        host_id=host, operation_id=run.operation_id, images=[ImageId(record.image_id)]
-    )
     work = EnsureBaseImage(
         image_id=record.image_id,
         manifest_digest=record.manifest_digest,
-        grant=grant,
+        grant=_leave_to_read(run, record.image_id),
         pool=run.state.pool,
     )
-    await run.order(host, run.state.epoch, ensure_base_image=work)
+    await run.order(run.state.host_id, run.state.epoch, ensure_base_image=work)
 
 
 async def leave_base_image(run: _Run) -> None:
@@ -118,7 +120,9 @@ async def _spec(run: _Run) -> DomainSpec:
 
 
 async def prepare_disks(run: _Run) -> None:
-    await run.order(run.state.host_id, run.state.epoch, prepare_disks=PrepareDisks(spec=await _spec(run)))
+    spec = await _spec(run)
+    work = PrepareDisks(spec=spec, grant=_leave_to_read(run, spec.image_id))
+    await run.order(run.state.host_id, run.state.epoch, prepare_disks=work)
 
 
 async def remove_disks(run: _Run) -> None:

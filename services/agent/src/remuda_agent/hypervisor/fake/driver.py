@@ -10,8 +10,9 @@ from dataclasses import replace
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
+from remuda_agent.hypervisor.backups import BackupRequest, Guard
 from remuda_agent.hypervisor.facts import CpuVerdict, GuestFacts
-from remuda_agent.hypervisor.fake import moves, preflight, steering
+from remuda_agent.hypervisor.fake import backups, moves, preflight, steering
 from remuda_agent.hypervisor.fake.fabric import FakeFabric
 from remuda_agent.hypervisor.fake.world import MACHINE_TYPES, FakeDomain, World
 from remuda_agent.hypervisor.model import (
@@ -265,6 +266,37 @@ class FakeHypervisor:
         await self._fabric.clock.sleep(seconds)
         with self._changing("measure_dirty_rate") as world:
             return preflight.end_measuring(world, self._host, instance_id)
+
+    @asynccontextmanager
+    async def guarded(self, instance_id: InstanceId, *, limit: float) -> AsyncIterator[Guard]:
+        await self._before("guarded")
+        with self._fabric.transaction() as world:
+            world.domain(self._host, instance_id)
+        guard = backups.FakeGuard(self._fabric, self._host, instance_id, limit=limit, before=self._before)
+        try:
+            yield guard
+        finally:
+            guard.undo()
+
+    async def begin_backup(self, request: BackupRequest) -> None:
+        await self._before("begin_backup")
+        with self._changing("begin_backup") as world:
+            backups.begin(world, self._host, request)
+
+    async def end_backup(self, instance_id: InstanceId) -> None:
+        await self._before("end_backup")
+        with self._changing("end_backup") as world:
+            world.domain(self._host, instance_id).backup = False
+
+    async def checkpoints(self, instance_id: InstanceId) -> list[str]:
+        await self._before("checkpoints")
+        with self._changing("checkpoints") as world:
+            return list(world.domain(self._host, instance_id).checkpoints)
+
+    async def delete_checkpoint(self, instance_id: InstanceId, name: str) -> None:
+        await self._before("delete_checkpoint")
+        with self._changing("delete_checkpoint") as world:
+            backups.delete_checkpoint(world, self._host, instance_id, name)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[HypervisorEvent]]:

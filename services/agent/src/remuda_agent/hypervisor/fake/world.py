@@ -67,6 +67,11 @@ class FakeDomain:
     incoming: bool = False
     completed: CompletedMigration | None = None
     guest_agent: bool = True
+    frozen: bool = False
+    """Its file systems, by its agent."""
+    backup: bool = False
+    """One is being read."""
+    checkpoints: list[str] = field(default_factory=list)
     host_devices: list[str] = field(default_factory=list)
     """Passed through to it, as GuestFacts has them."""
     dirty_bytes_per_second: int = 0
@@ -258,6 +263,8 @@ class World:
         job = DomainJob.MIGRATION_IN if domain.incoming else DomainJob.NONE
         if self.job_of(host, instance_id) is not None:
             job = DomainJob.MIGRATION_OUT
+        elif domain.backup:
+            job = DomainJob.OTHER
         return DomainView(
             instance_id=instance_id,
             epoch=copy.epoch,
@@ -384,6 +391,7 @@ class World:
         domains = self.hosts[host].domains
         domain = domains[instance_id]
         domain.live, domain.paused, domain.incoming, domain.off_at = None, False, False, None
+        domain.frozen = domain.backup = False
         domain.reason = reason
         self.stopping.discard((host, instance_id))
         kind = EventKind.CRASHED if reason == "crashed" else EventKind.STOPPED

@@ -40,7 +40,7 @@ _PING = '{"execute": "guest-ping"}'
 
 
 @contextmanager
-def _missing(instance_id: InstanceId) -> Iterator[None]:
+def missing(instance_id: InstanceId) -> Iterator[None]:
     """A domain can go away between any two calls."""
     try:
         yield
@@ -52,7 +52,7 @@ def _missing(instance_id: InstanceId) -> Iterator[None]:
 
 def find(connection: Any, instance_id: InstanceId) -> Any:
     """Raises DomainMissing."""
-    with _missing(instance_id):
+    with missing(instance_id):
         return connection.lookupByUUIDString(instance_id)
 
 
@@ -92,7 +92,7 @@ def _look(domain: Any, state: int, reason: int) -> DomainView | None:
 
 def view(connection: Any, instance_id: InstanceId) -> DomainView | None:
     try:
-        with _missing(instance_id):
+        with missing(instance_id):
             return look(find(connection, instance_id))
     except DomainMissing:
         return None
@@ -126,7 +126,7 @@ def undefine(connection: Any, instance_id: InstanceId) -> None:
         domain = find(connection, instance_id)
         if domain.isActive():
             raise hypervisor_error(f"domain {instance_id} is active: its definition is not removed")
-        with _missing(instance_id):
+        with missing(instance_id):
             domain.undefineFlags(_UNDEFINE)
     except DomainMissing:
         return
@@ -137,7 +137,7 @@ def start(connection: Any, instance_id: InstanceId) -> None:
     if domain.isActive():
         return
     try:
-        with _missing(instance_id):
+        with missing(instance_id):
             domain.create()
     except libvirt.libvirtError:
         # Somebody else's start may have won.
@@ -148,7 +148,7 @@ def start(connection: Any, instance_id: InstanceId) -> None:
 def shutdown(connection: Any, instance_id: InstanceId) -> None:
     domain = find(connection, instance_id)
     try:
-        with _missing(instance_id):
+        with missing(instance_id):
             domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
     except libvirt.libvirtError:
         if domain.isActive():
@@ -158,7 +158,7 @@ def shutdown(connection: Any, instance_id: InstanceId) -> None:
 def destroy(connection: Any, instance_id: InstanceId) -> None:
     try:
         domain = find(connection, instance_id)
-        with _missing(instance_id):
+        with missing(instance_id):
             try:
                 domain.destroy()
             except libvirt.libvirtError:
@@ -169,14 +169,14 @@ def destroy(connection: Any, instance_id: InstanceId) -> None:
 
 
 def pause(connection: Any, instance_id: InstanceId) -> None:
-    with _missing(instance_id):
+    with missing(instance_id):
         domain = find(connection, instance_id)
         if domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
             domain.suspend()
 
 
 def resume(connection: Any, instance_id: InstanceId) -> None:
-    with _missing(instance_id):
+    with missing(instance_id):
         domain = find(connection, instance_id)
         shown = look(domain)
         if shown is not None and shown.postcopy:
@@ -191,7 +191,7 @@ def resume(connection: Any, instance_id: InstanceId) -> None:
 
 
 def set_stamp(connection: Any, stamp: Stamp) -> None:
-    with _missing(stamp.instance_id):
+    with missing(stamp.instance_id):
         domain = find(connection, stamp.instance_id)
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
         flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0
@@ -206,7 +206,7 @@ def set_stamp(connection: Any, stamp: Stamp) -> None:
 
 def migrate(connection: Any, request: MigrationRequest) -> None:
     """Blocks until libvirt's job is over. Raises libvirtError as it is."""
-    with _missing(request.instance_id):
+    with missing(request.instance_id):
         domain = find(connection, request.instance_id)
         stamp = Stamp(
             instance_id=request.instance_id, epoch=request.target_epoch, operation_id=request.operation_id
@@ -230,7 +230,7 @@ def migrate(connection: Any, request: MigrationRequest) -> None:
 
 
 def running_stats(connection: Any, instance_id: InstanceId) -> MigrationJobStats | None:
-    with _missing(instance_id):
+    with missing(instance_id):
         domain = find(connection, instance_id)
         stats = _stats(domain, 0)
         if migration.running_job(stats) is not DomainJob.MIGRATION_OUT:
@@ -240,12 +240,12 @@ def running_stats(connection: Any, instance_id: InstanceId) -> MigrationJobStats
 
 
 def completed_stats(connection: Any, instance_id: InstanceId) -> CompletedMigration | None:
-    with _missing(instance_id):
+    with missing(instance_id):
         return migration.completed(_stats(find(connection, instance_id), _COMPLETED))
 
 
 def abort_job(connection: Any, instance_id: InstanceId) -> None:
-    with _missing(instance_id):
+    with missing(instance_id):
         domain = find(connection, instance_id)
         try:
             domain.abortJob()
@@ -256,7 +256,7 @@ def abort_job(connection: Any, instance_id: InstanceId) -> None:
 
 
 def set_bandwidth(connection: Any, instance_id: InstanceId, mib_per_second: int, post_copy: bool) -> None:
-    with _missing(instance_id):
+    with missing(instance_id):
         domain = find(connection, instance_id)
         domain.migrateSetMaxSpeed(mib_per_second or _NO_CAP_MIB_S, 0)
         if post_copy:
@@ -264,21 +264,21 @@ def set_bandwidth(connection: Any, instance_id: InstanceId, mib_per_second: int,
 
 
 def set_max_downtime(connection: Any, instance_id: InstanceId, milliseconds: int) -> int:
-    with _missing(instance_id):
+    with missing(instance_id):
         domain = find(connection, instance_id)
         domain.migrateSetMaxDowntime(milliseconds, 0)
         return int(domain.migrateGetMaxDowntime(0))
 
 
 def start_post_copy(connection: Any, instance_id: InstanceId) -> None:
-    with _missing(instance_id):
+    with missing(instance_id):
         find(connection, instance_id).migrateStartPostCopy(0)
 
 
 def ping_agent(connection: Any, instance_id: InstanceId, seconds: int) -> bool:
     domain = find(connection, instance_id)
     try:
-        with _missing(instance_id):
+        with missing(instance_id):
             libvirt_qemu.qemuAgentCommand(domain, _PING, seconds, 0)
     except libvirt.libvirtError:
         # No channel, nobody behind it, no answer in time, the guest is off: all the same to who asks.

@@ -13,9 +13,10 @@ import libvirt
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import Epoch, InstanceId, OperationId
 
+from remuda_agent.hypervisor.backups import BackupRequest, Guard
 from remuda_agent.hypervisor.facts import CpuVerdict, GuestFacts
 from remuda_agent.hypervisor.fanout import Fanout
-from remuda_agent.hypervisor.libvirt import domain_calls, domain_xml, preflight, silence
+from remuda_agent.hypervisor.libvirt import backups, domain_calls, domain_xml, guarding, preflight, silence
 from remuda_agent.hypervisor.libvirt.connection import Connection, failed
 from remuda_agent.hypervisor.libvirt.domain_xml import Platform, Stamp
 from remuda_agent.hypervisor.libvirt.host_facts import HostFacts, parse_capabilities
@@ -53,6 +54,7 @@ class LibvirtHypervisor:
     """Made by `open_libvirt`. ``uri`` is the local libvirtd's, whatever hosts migrations go to."""
 
     def __init__(self, uri: str, domain_type: DomainType) -> None:
+        self._uri = uri
         self._domain_type = domain_type
         self._facts: HostFacts | None = None
         self._peers = Peers()
@@ -189,6 +191,24 @@ class LibvirtHypervisor:
             if rate is not None:
                 return rate
         raise hypervisor_error(f"QEMU of {instance_id} has not measured its dirty rate in {seconds} s")
+
+    def guarded(self, instance_id: InstanceId, *, limit: float) -> AbstractAsyncContextManager[Guard]:
+        async def undo(resume: bool) -> None:
+            await self.connection.call(lambda c: backups.undo(c, instance_id, resume=resume))
+
+        return guarding.guarded(self._uri, instance_id, limit=limit, undo=undo)
+
+    async def begin_backup(self, request: BackupRequest) -> None:
+        await self.connection.call(lambda c: backups.begin(c, request))
+
+    async def end_backup(self, instance_id: InstanceId) -> None:
+        await self.connection.call(lambda c: backups.end(c, instance_id), repeat=True)
+
+    async def checkpoints(self, instance_id: InstanceId) -> list[str]:
+        return await self.connection.call(lambda c: backups.checkpoints(c, instance_id), repeat=True)
+
+    async def delete_checkpoint(self, instance_id: InstanceId, name: str) -> None:
+        await self.connection.call(lambda c: backups.delete_checkpoint(c, instance_id, name), repeat=True)
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[HypervisorEvent]]:
         return self.fanout.subscribe()
