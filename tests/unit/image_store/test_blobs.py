@@ -10,7 +10,6 @@ from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
 from remuda_core.images.chunks import Digest, digest_of
-from remuda_image_store import local_files
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content, chunk_key
 from remuda_image_store.uploads import read_back
@@ -69,7 +68,7 @@ def test_what_a_killed_writer_left_long_ago_is_dropped_and_a_fresh_file_is_not(t
         (temporary / name).touch()
     long_ago = time.time() - 2 * 86400
     os.utime(temporary / "old", (long_ago, long_ago))
-    local_files.drop_temporary(tmp_path, older_than_seconds=86400)
+    Blobs.open(f"file://{tmp_path}").drop_temporary(86400)
     assert [path.name for path in temporary.iterdir()] == ["new"]
 
 

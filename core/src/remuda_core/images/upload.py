@@ -42,7 +42,7 @@ _FRAME_BYTES = 1 << 20
 _ENCODED_AHEAD = 2
 _STALL_SECONDS = 30.0
 _TRIES = 8
-# The store looks for every chunk before it answers, and may wait for the lock of a replica that was killed.
+# The store looks for every chunk before it answers.
 _COMMIT_SECONDS = 300.0
 
 

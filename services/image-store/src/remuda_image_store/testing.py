@@ -171,7 +171,7 @@ class Replica:
                 raise ChildProcessError(self.log.read_text())
             return '"event": "serving"' in self.log.read_text()
 
-        await wait_for(serves, timeout=30, last_status=self.log.read_text)
+        await wait_for(serves, timeout=120, last_status=self.log.read_text)
         return self.address
 
     def kill(self) -> None:
@@ -319,7 +319,7 @@ class Cloud:
         async def gone() -> bool:
             return await self.record(sample) is None
 
-        await wait_for(gone, timeout=30, last_status=lambda: f"{sample.name} is still there")
+        await wait_for(gone, timeout=120, last_status=lambda: f"{sample.name} is still there")
 
     async def put_reference(self, sample: Sample, instance: InstanceId) -> str:
         """As the admission of an instance makes it; its key."""
