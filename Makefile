@@ -123,6 +123,11 @@ test: ## everything but the demo, each part timed: setup check unit contract int
 
 # --- measuring ----------------------------------------------------------------------------------
 
+.PHONY: bench-images
+bench-images: setup ## image transfers beside a plain gRPC stream and cp, into docs/performance.md
+	@$(BIN)/remuda-bench images --runs 6 --json docs/performance/images.json
+	@$(BIN)/python docs/render.py
+
 .PHONY: bench-migration
 bench-migration: setup ## live migration beside plain virsh migrate, into docs/performance.md (as root)
 	@$(BIN)/remuda-bench migration --runs 7 --json docs/performance/migration.json

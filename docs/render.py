@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto
+from remuda_bench.images import figures as images_figures
+from remuda_bench.images.report import report as images_report
 from remuda_bench.migration import figures as migration_figures
 from remuda_bench.migration.report import report as migration_report
 from remuda_cli.exit_codes import MEANINGS
@@ -150,6 +152,12 @@ def parameter_rows(parameters: Sequence[Any]) -> list[str]:
     return rows
 
 
+def images() -> str:
+    """What the last `make bench-images` measured."""
+    taken = (ROOT / "docs/performance/images.json").read_text()
+    return images_report(images_figures.from_json(taken))
+
+
 def migration() -> str:
     """What the last `make bench-migration` measured."""
     taken = (ROOT / "docs/performance/migration.json").read_text()
@@ -165,6 +173,7 @@ RENDERERS: Mapping[str, Callable[[], str]] = {
     "api": api,
     "cli": cli,
     "errors": errors,
+    "images": images,
     "migration": migration,
     "reliability": reliability,
     "states": states,

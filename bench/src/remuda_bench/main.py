@@ -18,6 +18,11 @@ from remuda_lab.layout import lab_paths
 from remuda_lab.mesh import Mesh
 from remuda_lab.tether import tether
 
+from remuda_bench.images.figures import from_json as images_from_json
+from remuda_bench.images.figures import to_json as images_to_json
+from remuda_bench.images.report import report as images_report
+from remuda_bench.images.rounds import run_bench as run_images
+from remuda_bench.images.transfers import MIB, Content
 from remuda_bench.migration.figures import Figures, from_json, to_json
 from remuda_bench.migration.plan import Kind
 from remuda_bench.migration.report import report
@@ -51,6 +56,19 @@ def _migration(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(taken)
     # Of the rounded figures, so that the same tables come of the file.
     print(report(from_json(taken)))
+
+
+def _images(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - began:4.0f} s] {line}", file=sys.stderr, flush=True)
+
+    contents = tuple(Content(name) for name in arguments.contents.split(","))
+    taken = images_to_json(run_images(arguments.runs, arguments.mib * MIB, contents, tell=tell))
+    if arguments.json:
+        arguments.json.write_text(taken)
+    print(images_report(images_from_json(taken)))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -102,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     migration.add_argument("--json", type=Path, help="where the raw figures go")
     migration.set_defaults(verb=_migration)
+
+    images = verbs.add_parser("images", help="image transfers beside a plain stream and cp")
+    images.add_argument("--runs", type=_positive, default=6, help="counted ones, of each content")
+    images.add_argument("--mib", type=_positive, default=1024, help="size of the disk")
+    images.add_argument("--contents", default=",".join(Content), help="which, and in which order")
+    images.add_argument("--json", type=Path, help="where the raw figures go")
+    images.set_defaults(verb=_images)
 
     again = verbs.add_parser("report", help="the tables of figures that were taken before")
     again.add_argument("json", type=Path)

@@ -199,6 +199,8 @@ async def test_a_wrong_sha256_fails_the_image(cloud: Cloud) -> None:
     assert record.state == Image.STATE_FAILED
     assert "SHA-256" in record.status_message
     assert cloud.blobs("uploads") == set()
+    await cloud.collect()
+    assert cloud.blobs("chunks") == set()
 
 
 async def test_an_image_without_a_sha256_is_accepted(cloud: Cloud) -> None:

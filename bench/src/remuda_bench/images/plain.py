@@ -74,7 +74,7 @@ async def _sink(frames: AsyncIterator[BytesValue], _: object) -> BytesValue:
 
 
 async def _source(request: BytesValue, _: object) -> AsyncIterator[BytesValue]:
-    with Path(request.value.decode()).open("rb") as stream:
+    with await asyncio.to_thread(Path(request.value.decode()).open, "rb") as stream:
         while data := await asyncio.to_thread(stream.read, FRAME_BYTES):
             yield BytesValue(value=data)
 

@@ -1,6 +1,6 @@
 """Where transfers are measured: etcd, api and image store on this machine, and the plain stream's two hops.
 
-Everything is a process of its own with mutual TLS over loopback; no lab is needed. Left by `with`, it is gone.
+Everything is a process of its own with mutual TLS over loopback; no lab is needed. After `with` it is gone.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ class Blobs:
                 await obstore.put_async(self._store, key, head + data, mode="create")
             except AlreadyExistsError:
                 return False
+            except FileNotFoundError as error:
+                raise RemudaError(Reason.STORE_UNAVAILABLE, "the backend's bucket does not exist") from error
         return True
 
     async def get(self, key: str) -> bytes:
