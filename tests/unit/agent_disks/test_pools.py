@@ -31,6 +31,14 @@ def test_a_pool_that_is_not_mounted_is_not_filled_in(tmp_path: Path) -> None:
     assert [pool.name for pool in pools.describe()] == ["local"]
 
 
+def test_a_pool_that_is_no_longer_mounted_gets_no_uid_by_being_looked_at(tmp_path: Path) -> None:
+    pools = Pools([Pool(name="nfs", path=tmp_path, shared=True)])
+    pools.prepare()
+    (tmp_path / UID_FILE).unlink()
+    assert pools.describe() == []
+    assert not (tmp_path / UID_FILE).exists()
+
+
 def test_size_and_free_space_are_those_of_the_file_system(tmp_path: Path) -> None:
     pools = Pools([Pool(name="local", path=tmp_path, shared=True)])
     pools.prepare()

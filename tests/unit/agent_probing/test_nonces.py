@@ -20,7 +20,9 @@ CONTENT = b"sixteen bytes or more"
 def pools(directory: Path) -> Pools:
     path = directory / "pool"
     path.mkdir(exist_ok=True)
-    return Pools([Pool(name="shared", path=path, shared=True)])
+    made = Pools([Pool(name="shared", path=path, shared=True)])
+    made.prepare()
+    return made
 
 
 def files(directory: Path) -> list[str]:

@@ -78,7 +78,9 @@ class Pools:
             pool_uid(pool)
 
     def describe(self) -> list[HostPool]:
-        """Size and free space now; a pool that cannot be looked at is left out."""
+        """Size and free space now; a pool that cannot be looked at is left out. So is one without its uid file:
+        it is not what `prepare` saw, and must not get an identity by being looked at.
+        """
         found = []
         for pool in self._pools.values():
             with contextlib.suppress(OSError):
@@ -86,7 +88,7 @@ class Pools:
                 found.append(
                     HostPool(
                         name=pool.name,
-                        uid=pool_uid(pool),
+                        uid=read_uid(pool),
                         shared=pool.shared,
                         capacity_bytes=space.f_blocks * space.f_frsize,
                         available_bytes=space.f_bavail * space.f_frsize,
@@ -95,13 +97,16 @@ class Pools:
         return found
 
 
+def read_uid(pool: Pool) -> str:
+    """The UUID at the pool's root: equal on two hosts means the same storage. Raises OSError."""
+    return (pool.path / UID_FILE).read_text().strip()
+
+
 def pool_uid(pool: Pool) -> str:
-    """The UUID at the pool's root: equal on two hosts means the same storage. Drawn when there is none."""
+    """As `read_uid`; drawn when there is none."""
     path = pool.path / UID_FILE
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(FileNotFoundError):
+        return read_uid(pool)
     draft = pool.path / f"{UID_FILE}.{uuid.uuid4()}"
     with draft.open("w") as file:
         file.write(f"{uuid.uuid4()}\n")
@@ -112,4 +117,4 @@ def pool_uid(pool: Pool) -> str:
         path.hardlink_to(draft)
     draft.unlink()
     sync_directory(pool.path)
-    return path.read_text().strip()
+    return read_uid(pool)

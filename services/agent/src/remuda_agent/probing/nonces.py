@@ -22,7 +22,7 @@ from remuda_core.images.disk import sync_directory
 from remuda_core.rpc.context import detached, remaining_seconds, timeout_for
 
 from remuda_agent.bounded_calls import BoundedCalls
-from remuda_agent.disks.pools import Pool, Pools, pool_uid
+from remuda_agent.disks.pools import Pool, Pools, read_uid
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -62,8 +62,10 @@ class NonceFiles:
                 self._notes.mkdir(parents=True, exist_ok=True)
                 (self._notes / f"{pool}.{name}").touch()
                 sync_directory(self._notes)
+                # First: what is not mounted has none, and nothing is written below a mount point.
+                uid = read_uid(place)
                 _write(place.path / f"{PREFIX}{name}", content)
-                return pool_uid(place)
+                return uid
 
         # Before it is written: a write that is given up here may yet be done by the file server.
         if (pool, name) not in self._ends:
