@@ -78,8 +78,8 @@ class Pools:
             pool_uid(pool)
 
     def describe(self) -> list[HostPool]:
-        """Size and free space now; a pool that cannot be looked at is left out. So is one without its uid file:
-        it is not what `prepare` saw, and must not get an identity by being looked at.
+        """Size and free space now; a pool that cannot be looked at is left out. So is one without its uid
+        file: it is not what `prepare` saw, and must not get an identity by being looked at.
         """
         found = []
         for pool in self._pools.values():
