@@ -14,7 +14,7 @@ from remuda.image.v1 import chunk_pb2, image_pb2, source_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, ImageId
-from remuda_core.images.chunks import CHUNK_BYTES, Digest, encode
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of, encode
 from remuda_core.images.fetch import ImageFetcher
 from remuda_core.images.manifest import Manifest
 from remuda_core.images.upload import ChunkUploader
@@ -57,6 +57,20 @@ async def send(filler: ChunkUploader, disk: bytes) -> Manifest:
     lacking = await filler.lacking(manifest.digests)
     await filler.write([(digest, chunks[digest]) for digest in lacking])
     return manifest
+
+
+def whole_chunk(data: bytes) -> list[chunk_pb2.WriteChunksRequest]:
+    """Its frames, without a grant."""
+    return [
+        chunk_pb2.WriteChunksRequest(
+            digest=digest_of(data),
+            data=data[at : at + MIB],
+            last=at + MIB == len(data),
+            encoding=chunk_pb2.ReadChunksResponse.ENCODING_IDENTITY,
+            plain_bytes=len(data),
+        )
+        for at in range(0, len(data), MIB)
+    ]
 
 
 async def test_only_what_no_readable_image_has_is_sent_and_the_image_is_the_disk(
@@ -273,23 +287,18 @@ async def test_an_image_that_is_deleted_while_chunks_arrive_keeps_no_ledger(
     cloud: Cloud, host: HostId
 ) -> None:
     chunks, blank = await cloud.chunks(await cloud.serve(), host), await cloud.blank()
-    manifest, pieces = cut(noise(14, 2 * MIB))
-    (digest,), (data,) = manifest.digests, pieces.values()
     call = chunks.WriteChunks()
-    frame = chunk_pb2.WriteChunksRequest(
-        grant=cloud.grant(host, fills=blank),
-        image_id=blank.id,
-        digest=digest,
-        data=data[:MIB],
-        encoding=chunk_pb2.ReadChunksResponse.ENCODING_IDENTITY,
-        plain_bytes=2 * MIB,
-    )
-    await call.write(frame)
+    head = chunk_pb2.WriteChunksRequest(grant=cloud.grant(host, fills=blank), image_id=blank.id)
+    for frame in whole_chunk(noise(14, CHUNK_BYTES)):
+        frame.MergeFrom(head)
+        await call.write(frame)
+        head.Clear()
+    # By then the image has been looked at, and was there.
+    await wait_for(lambda: cloud.blobs("chunks"), timeout=60)
     await cloud.delete(blank)
     await cloud.wait_gone(blank)
-    frame.data, frame.last = data[MIB:], True
-    frame.ClearField("grant")
-    await call.write(frame)
+    for frame in whole_chunk(noise(15, CHUNK_BYTES)):
+        await call.write(frame)
     await call.done_writing()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -332,18 +341,10 @@ async def test_a_write_that_is_killed_half_way_loses_nothing_that_was_answered(
     await filler.write(answered)
     call = (await cloud.chunks(addresses[0], host)).WriteChunks()
     head = chunk_pb2.WriteChunksRequest(grant=cloud.grant(host, fills=blank), image_id=blank.id)
-    for digest, data in half:
-        for at in range(0, CHUNK_BYTES, MIB):
-            head.MergeFrom(
-                chunk_pb2.WriteChunksRequest(
-                    digest=digest,
-                    data=data[at : at + MIB],
-                    last=at + MIB == CHUNK_BYTES,
-                    encoding=chunk_pb2.ReadChunksResponse.ENCODING_IDENTITY,
-                    plain_bytes=CHUNK_BYTES,
-                )
-            )
-            await call.write(head)
+    for _, data in half:
+        for frame in whole_chunk(data):
+            frame.MergeFrom(head)
+            await call.write(frame)
             head.Clear()
     await wait_for(lambda: len(cloud.blobs("chunks")) == 4, timeout=60)
     first.kill()

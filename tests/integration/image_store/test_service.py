@@ -15,11 +15,11 @@ from grpc_health.v1 import health_pb2
 from remuda.image.v1 import chunk_pb2, chunk_pb2_grpc, image_pb2, image_pb2_grpc
 from remuda_core.config import TlsSettings
 from remuda_core.ids import HostId
+from remuda_core.images.chunks import CHUNK_BYTES
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.tls import Tls
 from remuda_core.testing.waiting import wait_for
 from remuda_image_store.testing import Cloud, noise
-from remuda_image_store.uploads import PART_BYTES
 from remuda_lab.pki import Authority, Identity, KeyPair
 
 MIB = 1 << 20
@@ -27,23 +27,23 @@ MIB = 1 << 20
 
 async def test_an_upload_whose_replica_is_killed_goes_on_at_another_one(cloud: Cloud) -> None:
     first, second = cloud.spawn(), cloud.spawn()
-    sample = await cloud.create(noise(1, 5 * PART_BYTES + 1536))
+    sample = await cloud.create(noise(1, 5 * CHUNK_BYTES + 1536))
     one = await cloud.images(await first.wait_serving())
     call = one.stub.UploadImage(**one.options)
     frames = sample.frames()
-    for frame in itertools.islice(frames, 3 * PART_BYTES // MIB):
+    for frame in itertools.islice(frames, 3 * CHUNK_BYTES // MIB):
         await call.write(frame)
 
-    async def two_parts_are_safe() -> bool:
-        return await one.committed(sample) >= 2 * PART_BYTES
+    async def two_chunks_are_safe() -> bool:
+        return await one.committed(sample) >= 2 * CHUNK_BYTES
 
-    await wait_for(two_parts_are_safe, timeout=20)
+    await wait_for(two_chunks_are_safe, timeout=20)
     first.process.send_signal(signal.SIGKILL)
     with pytest.raises(grpc.aio.AioRpcError):
         await call
     two = await cloud.images(await second.wait_serving())
     safe = await two.committed(sample)
-    assert 2 * PART_BYTES <= safe <= 3 * PART_BYTES
+    assert 2 * CHUNK_BYTES <= safe <= 3 * CHUNK_BYTES
     answer = await two.upload(sample, start=safe)
     assert answer.image.state == image_pb2.Image.STATE_ACTIVE
     assert await two.download(sample) == sample.data

@@ -13,15 +13,13 @@ import pytest
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.etcd.election import Election
 from remuda_core.images.chunks import CHUNK_BYTES, Digest
 from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
 from remuda_image_store.blobs import Blobs, Space
 from remuda_image_store.content import Content
-from remuda_image_store.testing import QCOW2, RAW, Cloud, Images, Sample, noise
-from remuda_image_store.uploads import PART_BYTES
+from remuda_image_store.testing import QCOW2, RAW, Cloud, Gate, Images, Sample, noise
 
 Image = image_pb2.Image
 MIB = 1 << 20
@@ -81,14 +79,16 @@ async def test_a_qcow2_disk_comes_back_as_the_bytes_that_the_guest_sees(
     assert await images.download(sample) == disk
 
 
-async def test_the_same_disk_in_another_format_brings_no_new_bytes(
+async def test_the_same_disk_in_another_format_is_stored_once_and_counts_the_same(
     cloud: Cloud, disk: bytes, tmp_path: Path
 ) -> None:
     images = await cloud.images(await cloud.serve())
     first = await images.upload(await cloud.create(disk))
     second = await images.upload(await cloud.create(qcow2_of(disk, tmp_path), QCOW2))
     assert second.image.manifest_digest == first.image.manifest_digest
-    assert second.image.stored_bytes == 0
+    # Whether the store happened to have it shows nowhere.
+    assert second.image.stored_bytes == first.image.stored_bytes > 0
+    assert len(cloud.blobs("chunks")) == 3
 
 
 @pytest.mark.parametrize("offset", [1, MIB + 7, CHUNK_BYTES - 1, 2 * CHUNK_BYTES + 5, 6 * CHUNK_BYTES + 1])
@@ -102,23 +102,24 @@ async def test_a_download_goes_on_from_any_byte(cloud: Cloud, disk: bytes, offse
 
 async def test_an_upload_goes_on_at_another_replica_from_what_is_safe(cloud: Cloud) -> None:
     one, two = [await cloud.images(await cloud.serve()) for _ in range(2)]
-    sample = await cloud.create(noise(3, 3 * PART_BYTES + 512))
-    stop = PART_BYTES + 3 * MIB
-    first = await one.upload(sample, stop=stop, finish=False)
-    assert (first.committed_bytes, first.image.state) == (stop, Image.STATE_UPLOADING)
-    assert await two.committed(sample) == stop
-    assert (await two.upload(sample, start=stop)).image.state == Image.STATE_ACTIVE
+    sample = await cloud.create(noise(3, 6 * CHUNK_BYTES + 512))
+    safe = 2 * CHUNK_BYTES
+    # A chunk that is not whole is not kept.
+    first = await one.upload(sample, stop=safe + 3 * MIB, finish=False)
+    assert (first.committed_bytes, first.image.state) == (safe, Image.STATE_UPLOADING)
+    assert await two.committed(sample) == safe
+    assert (await two.upload(sample, start=safe)).image.state == Image.STATE_ACTIVE
     assert await one.download(sample) == sample.data
     assert await one.committed(sample) == len(sample.data)
 
 
 async def test_a_stream_that_was_overtaken_cannot_add_to_the_upload(cloud: Cloud) -> None:
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(4, PART_BYTES + MIB))
+    sample = await cloud.create(noise(4, 2 * CHUNK_BYTES + MIB))
     frames = list(sample.frames())
     slow = images.stub.UploadImage(**images.options)
     await slow.write(frames[0])
-    await images.upload(sample, stop=2 * MIB, finish=False)
+    await images.upload(sample, stop=CHUNK_BYTES, finish=False)
     # Where it is refused early, there is nobody left to write to.
     with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
         for frame in frames[1:]:
@@ -126,9 +127,9 @@ async def test_a_stream_that_was_overtaken_cannot_add_to_the_upload(cloud: Cloud
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await slow
     assert caught.value.code() is grpc.StatusCode.ABORTED
-    assert await images.committed(sample) == 2 * MIB
+    assert await images.committed(sample) == CHUNK_BYTES
     assert len(cloud.blobs("uploads")) == 1
-    await images.upload(sample, start=2 * MIB)
+    await images.upload(sample, start=CHUNK_BYTES)
     assert await images.download(sample) == sample.data
 
 
@@ -154,11 +155,17 @@ async def test_several_who_finish_one_upload_at_a_time_all_get_the_image(cloud: 
     assert (await two.upload(sample, start=2 * MIB)).image.state == Image.STATE_ACTIVE
 
 
-async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(cloud: Cloud) -> None:
+@pytest.mark.parametrize("form", [RAW, QCOW2], ids=["raw", "qcow2"])
+async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(
+    cloud: Cloud,
+    tmp_path: Path,
+    form: "image_pb2.Image.Format.ValueType",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(7, CHUNK_BYTES + MIB))
-    sweeper = Election(cloud.etcd, cloud.keys.image_sweep, b"a sweeper", 10)
-    await sweeper.campaign()
+    content = noise(7, CHUNK_BYTES + MIB)
+    sample = await cloud.create(content if form == RAW else qcow2_of(content, tmp_path), form)
+    gate = Gate(monkeypatch)
     uploading = asyncio.create_task(images.upload(sample))
 
     async def pending() -> bool:
@@ -170,9 +177,16 @@ async def test_a_chunk_that_is_removed_before_the_image_counts_is_put_again(clou
         path.unlink()
     for path in (cloud.directory / "backend/manifests").rglob("*/*"):
         path.unlink()
-    await sweeper.resign()
+    gate.open.set()
+    if form == RAW:
+        # Nothing was kept but the chunks: the client is asked for them again.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await uploading
+        assert from_rpc_error(caught.value).reason is Reason.UPLOAD_OFFSET_MISMATCH
+        assert await images.committed(sample) == 0
+        uploading = asyncio.create_task(images.upload(sample))
     assert (await uploading).image.state == Image.STATE_ACTIVE
-    assert await images.download(sample) == sample.data
+    assert await images.download(sample) == content
 
 
 async def test_a_wrong_sha256_fails_the_image(cloud: Cloud) -> None:
@@ -184,7 +198,7 @@ async def test_a_wrong_sha256_fails_the_image(cloud: Cloud) -> None:
     assert record is not None
     assert record.state == Image.STATE_FAILED
     assert "SHA-256" in record.status_message
-    assert cloud.blobs("uploads") == cloud.blobs("chunks") == set()
+    assert cloud.blobs("uploads") == set()
 
 
 async def test_an_image_without_a_sha256_is_accepted(cloud: Cloud) -> None:
@@ -284,7 +298,7 @@ async def test_a_file_that_is_announced_too_large_is_refused_before_its_bytes_ar
 ) -> None:
     cloud.settings = cloud.settings.model_copy(update={limit: 16 * MIB})
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(19, 17 * MIB))
+    sample = await cloud.create(noise(19, 17 * MIB), QCOW2 if limit == "scratch_bytes" else RAW)
     error = await refusal(images, sample, stop=MIB, finish=False)
     assert error.reason is Reason.IMAGE_REFUSED
     assert str(17 * MIB) in error.message
@@ -298,35 +312,35 @@ async def test_a_file_that_the_backend_has_no_room_for_is_refused_before_its_byt
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(20, 3 * MIB))
+    sample = await cloud.create(noise(20, CHUNK_BYTES + MIB))
     monkeypatch.setattr(Blobs, "space", lambda _: Space(2 * MIB, 64 * MIB))
     assert (await refusal(images, sample, stop=MIB, finish=False)).reason is Reason.DISK_FULL
     assert cloud.blobs("uploads") == set()
     # Room may come: the image waits for it, and what has come needs no room again.
     monkeypatch.undo()
-    assert (await images.upload(sample, stop=MIB, finish=False)).committed_bytes == MIB
+    assert (await images.upload(sample, stop=CHUNK_BYTES, finish=False)).committed_bytes == CHUNK_BYTES
     monkeypatch.setattr(Blobs, "space", lambda _: Space(2 * MIB, 64 * MIB))
-    assert (await images.upload(sample, start=MIB)).image.state == Image.STATE_ACTIVE
+    assert (await images.upload(sample, start=CHUNK_BYTES)).image.state == Image.STATE_ACTIVE
 
 
 async def test_frames_that_do_not_fit_the_upload_are_refused(cloud: Cloud) -> None:
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(11, 2 * MIB))
+    sample = await cloud.create(noise(11, CHUNK_BYTES + 2 * MIB))
     gap = await refusal(images, sample, start=MIB)
     assert gap.reason is Reason.UPLOAD_OFFSET_MISMATCH
     assert gap.metadata["committed_bytes"] == "0"
-    early = await refusal(images, sample, stop=MIB)
+    early = await refusal(images, sample, stop=CHUNK_BYTES)
     assert early.reason is Reason.INVALID_ARGUMENT
-    assert await images.committed(sample) == MIB
+    assert await images.committed(sample) == CHUNK_BYTES
     longer = Sample(id=sample.id, data=sample.data + b"more")
-    assert (await refusal(images, longer, start=MIB)).reason is Reason.INVALID_ARGUMENT
+    assert (await refusal(images, longer, start=CHUNK_BYTES)).reason is Reason.INVALID_ARGUMENT
     nobody = Sample(id=sample.id, data=b"x")
     frame = image_pb2.UploadImageRequest(data=b"x")
     with pytest.raises(grpc.aio.AioRpcError) as unnamed:
         await images.stub.UploadImage(iter([frame]), **images.options)
     assert unnamed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await refusal(images, nobody)).reason is Reason.UPLOAD_OFFSET_MISMATCH
-    await images.upload(sample, start=MIB)
+    await images.upload(sample, start=CHUNK_BYTES)
     assert await images.download(sample) == sample.data
 
 
@@ -352,7 +366,7 @@ async def test_what_is_not_active_cannot_be_downloaded(cloud: Cloud) -> None:
 
 async def test_an_upload_that_was_interrupted_too_often_is_refused(cloud: Cloud) -> None:
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(14, MIB))
+    sample = await cloud.create(noise(14, MIB), QCOW2)
     segments = [store_pb2.UploadRecord.Segment(id=f"{n:016x}", offset=n) for n in range(4096)]
     record = store_pb2.UploadRecord(image_id=sample.id, committed_bytes=4096, segments=segments)
     await cloud.etcd.put(cloud.keys.upload(sample.id), record.SerializeToString())
@@ -361,24 +375,29 @@ async def test_an_upload_that_was_interrupted_too_often_is_refused(cloud: Cloud)
     assert "too often" in error.message
 
 
-async def test_a_part_that_is_lost_fails_the_image(cloud: Cloud) -> None:
+@pytest.mark.parametrize("form", [RAW, QCOW2], ids=["ledger", "part"])
+async def test_a_part_that_is_lost_fails_the_image(
+    cloud: Cloud, form: "image_pb2.Image.Format.ValueType"
+) -> None:
     images = await cloud.images(await cloud.serve())
-    sample = await cloud.create(noise(15, 2 * MIB))
-    await images.upload(sample, stop=MIB, finish=False)
+    head = b"QFI\xfb\0\0\0\3" + bytes(504) if form == QCOW2 else b""
+    sample = await cloud.create(head + noise(15, CHUNK_BYTES + MIB - len(head)), form)
+    await images.upload(sample, stop=CHUNK_BYTES, finish=False)
     (part,) = [path for path in (cloud.directory / "backend/uploads").rglob("*") if path.is_file()]
     part.unlink()
-    error = await refusal(images, sample, start=MIB)
+    error = await refusal(images, sample, start=CHUNK_BYTES)
     assert error.reason is Reason.DIGEST_MISMATCH
     record = await cloud.record(sample)
     assert record is not None
     assert record.state == Image.STATE_FAILED
 
 
-async def test_an_image_that_is_deleted_during_its_import_does_not_become_active(cloud: Cloud) -> None:
+async def test_an_image_that_is_deleted_during_its_import_does_not_become_active(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = await cloud.images(await cloud.serve())
     sample = await cloud.create(noise(16, MIB))
-    sweeper = Election(cloud.etcd, cloud.keys.image_sweep, b"a sweeper", 10)
-    await sweeper.campaign()
+    gate = Gate(monkeypatch)
     uploading = asyncio.create_task(images.upload(sample))
 
     async def pending() -> bool:
@@ -387,12 +406,13 @@ async def test_an_image_that_is_deleted_during_its_import_does_not_become_active
 
     await wait_for(pending, timeout=20)
     await cloud.delete(sample)
-    await sweeper.resign()
+    gate.open.set()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await uploading
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await cloud.wait_gone(sample)
     # Whichever came last, nothing names these chunks any more, and nothing keeps them.
+    await cloud.collect()
     assert cloud.blobs("chunks") == cloud.blobs("uploads") == set()
 
 
@@ -412,6 +432,7 @@ async def test_chunks_of_an_image_that_is_deleted_before_its_record_names_them_d
 
     monkeypatch.setattr(Content, "put_manifest", deleted_meanwhile)
     assert (await refusal(images, sample)).reason is Reason.STATE_FORBIDS_ACTION
+    await cloud.collect()
     assert (len(cloud.blobs("chunks")), len(cloud.blobs("manifests"))) == (1, 1)
     assert await images.download(other) == other.data
 

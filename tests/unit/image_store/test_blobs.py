@@ -27,6 +27,20 @@ async def test_a_blob_that_is_there_is_not_replaced(blobs: Blobs, tmp_path: Path
     assert (tmp_path / "a backend/chunks/ab/name").read_bytes() == b"first"
 
 
+async def test_a_blind_put_does_the_same_work_for_a_blob_that_is_there(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await blobs.put("chunks/ab/name", b"first")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    assert not await blobs.put("chunks/ab/name", b"second", blind=True)
+    there = len(synced)
+    assert await blobs.put("chunks/ab/other", b"second", blind=True)
+    assert there == len(synced) - there > 0
+    assert await blobs.get("chunks/ab/name") == b"first"
+    assert list((tmp_path / "a backend/.tmp").iterdir()) == []
+
+
 async def test_only_finished_blobs_are_listed_and_nothing_else_is_left(blobs: Blobs, tmp_path: Path) -> None:
     await blobs.put("chunks/ab/one", b"1")
     await blobs.put("manifests/cd/two", b"22")
@@ -74,7 +88,7 @@ async def test_a_backend_that_fails_is_unavailable_and_not_empty(blobs: Blobs, t
 
 
 async def test_a_full_backend_says_so(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(self: Blobs, key: str, data: bytes) -> bool:
+    async def full(self: Blobs, key: str, data: bytes, *, blind: bool) -> bool:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Blobs, "put", full)

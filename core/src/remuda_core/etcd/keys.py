@@ -171,6 +171,59 @@ class Keys:
         """Held under a lease while chunks are removed, or verified before an image becomes ACTIVE."""
         return f"{self.prefix}gc/images"
 
+    # The image store's garbage collection. Shards: first byte of a digest, as two hex digits.
+    @property
+    def gc_shards(self) -> str:
+        return f"{self.prefix}gc/shard/"
+
+    def gc_shard(self, shard: str) -> str:
+        """Held under a lease by whoever sweeps the shard."""
+        return f"{self.gc_shards}{shard}"
+
+    @property
+    def gc_all_marks(self) -> str:
+        return f"{self.prefix}gc/marks/"
+
+    def gc_marks(self, shard: str) -> str:
+        return f"{self.gc_all_marks}{shard}"
+
+    @property
+    def gc_scrub(self) -> str:
+        """Held under a lease by the one replica that scrubs."""
+        return f"{self.prefix}gc/scrub"
+
+    @property
+    def gc_scrubbed(self) -> str:
+        return f"{self.prefix}gc/scrubbed"
+
+    @property
+    def blob_names(self) -> str:
+        """What every image store watches: names not to be relied on, and names to be used instead."""
+        return f"{self.prefix}blobs/"
+
+    @property
+    def all_doomed(self) -> str:
+        return f"{self.blob_names}doomed/"
+
+    def doomed(self, batch: str) -> str:
+        return f"{self.all_doomed}{batch}"
+
+    @property
+    def last_dooms(self) -> str:
+        return f"{self.blob_names}last/"
+
+    def last_doom(self, shard: str) -> str:
+        """Empty; its revision is that of the last doom of the shard."""
+        return f"{self.last_dooms}{shard}"
+
+    @property
+    def all_again(self) -> str:
+        return f"{self.blob_names}again/"
+
+    def again(self, name: str) -> str:
+        """Value: name of the blob that holds the content instead of the blob `name`."""
+        return f"{self.all_again}{name}"
+
     def image_usage(self, project: ProjectId) -> str:
         return f"{self.prefix}image_usage/{project}"
 

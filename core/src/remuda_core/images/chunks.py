@@ -5,6 +5,7 @@ bytes, whatever is stored, so that compression may change without a chunk changi
 has no name and no bytes anywhere.
 """
 
+import threading
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
@@ -23,6 +24,7 @@ _ZERO = bytes(CHUNK_BYTES)
 _LEVEL = 3
 # Below this saving the time to unpack it on every host is worth more than the disk.
 _WORTH = 0.95
+_own = threading.local()
 
 
 class DamagedChunk(ValueError):
@@ -62,10 +64,18 @@ def is_zero(data: bytes) -> bool:
 
 
 def encode(data: bytes) -> Stored:
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    packed = _compressor().compress(data)
     if len(packed) < len(data) * _WORTH:
         return Stored(encoding=Encoding.ZSTD, data=packed)
     return Stored(encoding=Encoding.IDENTITY, data=data)
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    # A megabyte of tables, which is not made anew for every chunk; not to be shared between threads.
+    found: zstandard.ZstdCompressor | None = getattr(_own, "compressor", None)
+    if found is None:
+        found = _own.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    return found
 
 
 def decode(stored: Stored, digest: Digest, length: int) -> bytes:
@@ -76,6 +86,20 @@ def decode(stored: Stored, digest: Digest, length: int) -> bytes:
     if digest_of(data) != digest:
         raise DamagedChunk(f"chunk {digest.hex()}: the bytes have another digest")
     return data
+
+
+def verify(stored: Stored, digest: Digest) -> None:
+    """Raises DamagedChunk unless it has this digest, whatever its length up to CHUNK_BYTES."""
+    if stored.encoding is Encoding.IDENTITY:
+        length = len(stored.data)
+    else:
+        try:
+            length = zstandard.frame_content_size(stored.data)
+        except zstandard.ZstdError as error:
+            raise DamagedChunk(f"damaged zstd frame: {error}") from error
+    if not 0 < length <= CHUNK_BYTES:
+        raise DamagedChunk(f"chunk {digest.hex()}: {length} bytes")
+    decode(stored, digest, length)
 
 
 def _unpack(packed: bytes, length: int) -> bytes:
@@ -92,7 +116,12 @@ def _unpack(packed: bytes, length: int) -> bytes:
 
 def pack(stored: Stored) -> bytes:
     """A chunk as one blob: a byte that says the encoding, then the bytes."""
-    return bytes((stored.encoding,)) + stored.data
+    return pack_head(stored) + stored.data
+
+
+def pack_head(stored: Stored) -> bytes:
+    """What stands before the bytes."""
+    return bytes((stored.encoding,))
 
 
 def unpack(blob: bytes) -> Stored:

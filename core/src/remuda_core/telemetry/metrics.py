@@ -135,6 +135,27 @@ class Metrics:
             registry=r,
         )
 
+        self.gc_passes = Counter(
+            "remuda_image_gc_passes", "Passes of garbage collection: done, failed.", ("result",), registry=r
+        )
+        self.gc_last_pass = Gauge(
+            "remuda_image_gc_last_pass_timestamp_seconds", "When this replica's last pass ended.", registry=r
+        )
+        self.gc_marked = Gauge(
+            "remuda_image_gc_marked_blobs", "Blobs that its last pass left marked for removal.", registry=r
+        )
+        self.gc_removed_blobs = Counter(
+            "remuda_image_gc_removed_blobs", "Blobs that nothing referred to, removed.", registry=r
+        )
+        self.scrubbed_bytes = Counter("remuda_image_scrubbed_bytes", "Stored bytes read again.", registry=r)
+        self.damaged_chunks = Counter(
+            "remuda_image_damage_found", "Chunks of ACTIVE images found damaged or lost.", registry=r
+        )
+        self.repaired_chunks = Counter(
+            "remuda_image_damage_repaired", "Of these: sound again, out of a host's cache.", registry=r
+        )
+        self.gc_removed_bytes = Counter("remuda_image_gc_removed_bytes", "Their bytes.", registry=r)
+
     def _add_repairs(self, r: CollectorRegistry) -> None:
         self.image_damaged_chunks = Gauge(
             "remuda_image_damaged_chunks", "Chunks in the image store that are damaged or lost.", registry=r

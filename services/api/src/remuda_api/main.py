@@ -23,6 +23,7 @@ from remuda_core.auth.identity import TokensFile
 from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
+from remuda_core.memory import keep_freed_memory
 from remuda_core.rpc.channel import open_channel
 from remuda_core.rpc.server import Service, ServiceServer, run_service
 from remuda_core.telemetry import logs
@@ -212,6 +213,7 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 
 def main() -> None:
     settings = load_or_exit(ApiSettings, sys.argv[1:], "REMUDA_API_")
+    keep_freed_memory()
     logs.configure(level=settings.log_level, service="api")
 
     async def serve(stop: asyncio.Event) -> None:

@@ -1,11 +1,11 @@
-"""The one way to ACTIVE: every chunk that the manifest names is in the store, and the sweeper knows it.
+"""The one way to ACTIVE: every chunk that the manifest names is in the store, and stays.
 
-The record is PENDING with its manifest's digest before this begins, so that its chunks count as referenced.
-What was removed until then shows as lacking here, and nothing is removed between this look and ACTIVE: both
-happen under the sweep lock.
+The names that may be removed are read first, then every chunk is looked for under a name that may not; the
+transaction to ACTIVE compares that no name was doomed since. A sweeper dooms first and reads the manifests of
+images then (blob_names.py): either it sees this image, or its doom is seen here. Nobody waits for anybody.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
@@ -15,9 +15,12 @@ from remuda_core.etcd.client import Etcd
 from remuda_core.images.chunks import Digest
 from remuda_core.images.manifest import Manifest
 
+from remuda_image_store.blob_names import nothing_doomed_since, read_names, shard_of
 from remuda_image_store.content import Content
 from remuda_image_store.records import Changed, Found, Image, Records
-from remuda_image_store.sweep_lock import sweep_lock
+
+# Each after a doom that was written while chunks were looked for, or charges of the project's other images.
+_TRIES = 32
 
 
 class Incomplete(RemudaError):
@@ -33,12 +36,10 @@ class Incomplete(RemudaError):
 
 
 class Activation:
-    def __init__(self, etcd: Etcd, records: Records, content: Content, *, holder: str) -> None:
-        """`holder` names this replica in the locks."""
+    def __init__(self, etcd: Etcd, records: Records, content: Content) -> None:
         self._etcd = etcd
         self._records = records
         self._content = content
-        self._holder = holder
 
     async def activate(
         self,
@@ -66,31 +67,42 @@ class Activation:
             if edit is not None:
                 edit(image)
 
-        async with sweep_lock(self._etcd, self._records.keys.image_sweep, self._holder) as lock:
-            now = await self._records.by_id(pending.id)
-            if now is None or now.revision != pending.revision:
-                # Being deleted, or gone with its chunks: what is put from here on would be nobody's.
-                raise Changed(pending.name)
-            await self._ensure(manifest, put_again)
-            # Again, and after PENDING: the same manifest may have gone with another image until then.
+        everything = manifest.lengths().keys()
+        wanted: Collection[Digest] = everything
+        for _ in range(_TRIES):
+            names = await read_names(self._etcd, self._records.keys)
+            await self._check(pending)
+            # What is put from here on gets a name that is not doomed.
+            await self._content.names.reach(names.revision)
+            lacking = await self._content.lacking(wanted, names)
             await self._content.put_manifest(manifest)
-            return await self._records.change(
-                pending,
-                make_active,
-                charge=charge,
-                compare=[lock.fence, *compare],
-                success=[ops.delete(self._records.keys.upload(pending.id)), *success],
-            )
+            if lacking:
+                if put_again is None:
+                    raise Incomplete(lacking)
+                await put_again(set(lacking))
+            else:
+                try:
+                    return await self._records.change(
+                        pending,
+                        make_active,
+                        charge=charge,
+                        compare=[nothing_doomed_since(self._records.keys, names.revision), *compare],
+                        success=[ops.delete(self._records.keys.upload(pending.id)), *success],
+                    )
+                except Changed:
+                    await self._check(pending)
+            # What was found is there still, but in shards where something was doomed since.
+            doomed = (await read_names(self._etcd, self._records.keys)).shards_since(names.revision)
+            wanted = lacking.union(digest for digest in everything if shard_of(digest) in doomed)
+        raise RemudaError(
+            Reason.STORE_UNAVAILABLE,
+            "the image's chunks do not stay in the store" if wanted else "something else has changed",
+            retry_after_seconds=1.0,
+        )
 
-    async def _ensure(
-        self, manifest: Manifest, put_again: Callable[[set[Digest]], Awaitable[None]] | None
-    ) -> None:
-        digests = manifest.lengths()
-        lacking = await self._content.lacking(digests)
-        if not lacking:
-            return
-        if put_again is None:
-            raise Incomplete(lacking)
-        await put_again(lacking)
-        if await self._content.lacking(digests):
-            raise RemudaError(Reason.STORE_UNAVAILABLE, "the backend does not keep what it was given")
+    async def _check(self, pending: Found) -> None:
+        """Raises Changed."""
+        now = await self._records.by_id(pending.id)
+        if now is None or now.revision != pending.revision:
+            # Being deleted, or gone with its chunks: what is put from here on would be nobody's.
+            raise Changed(pending.name)

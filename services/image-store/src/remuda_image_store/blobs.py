@@ -7,8 +7,6 @@ disk, and after a loss of power an empty file would then stand for a chunk and b
 import asyncio
 import contextlib
 import os
-import time
-import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +16,15 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 from remuda_core.errors import Reason, RemudaError
-from remuda_core.images.disk import sync_directory
 
-_TEMPORARY = ".tmp"
-# A writer that stood still for so long finds its file gone, and fails.
-_TEMPORARY_SECONDS = 24 * 3600
+from remuda_image_store import local_files
 
 
 class Blob(NamedTuple):
     key: str
     size_bytes: int
+    version: str = ""
+    """Tells a blob from another one that had the same key before."""
 
 
 class Space(NamedTuple):
@@ -55,20 +52,19 @@ class Blobs:
         if parts.netloc or not parts.path.startswith("/"):
             raise ValueError(f"backend {url!r} is not like file:///directory")
         root = Path(unquote(parts.path))
-        (root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
-        _drop_old(root / _TEMPORARY)
+        local_files.open_root(root)
         return cls(LocalStore(root), root)
 
-    async def put(self, key: str, data: bytes, *, blind: bool = False) -> bool:
-        """Durable when it returns. False: the key was there already.
+    async def put(self, key: str, data: bytes, *, head: bytes = b"", blind: bool = False) -> bool:
+        """`head`, then `data`; durable when it returns. False: the key was there already.
 
         `blind`: takes as long then, so that a clock does not tell those who must not know.
         """
         if self._root is not None:
-            return await asyncio.to_thread(_put_local, self._root, key, data, blind)
+            return await asyncio.to_thread(local_files.put, self._root, key, head, data, blind=blind)
         with _answering():
             try:
-                await obstore.put_async(self._store, key, data, mode="create")
+                await obstore.put_async(self._store, key, head + data, mode="create")
             except AlreadyExistsError:
                 return False
         return True
@@ -80,12 +76,15 @@ class Blobs:
             return bytes(await result.bytes_async())
 
     async def exists(self, key: str) -> bool:
+        return await self.size(key) is not None
+
+    async def size(self, key: str) -> int | None:
+        """In bytes; None: it is not there."""
         with _answering():
             try:
-                await obstore.head_async(self._store, key)
+                return (await obstore.head_async(self._store, key))["size"]
             except FileNotFoundError:
-                return False
-        return True
+                return None
 
     async def delete(self, keys: Iterable[str]) -> None:
         """Keys that are gone already are no error."""
@@ -102,8 +101,14 @@ class Blobs:
             if page is None:
                 return
             for meta in page:
-                if not meta["path"].startswith(_TEMPORARY):
-                    yield Blob(meta["path"], meta["size"])
+                if not meta["path"].startswith(local_files.TEMPORARY):
+                    version = meta["e_tag"] or meta["last_modified"].isoformat()
+                    yield Blob(meta["path"], meta["size"], version)
+
+    def drop_temporary(self, older_than_seconds: float) -> None:
+        """Files of writers that were killed. Blocks."""
+        if self._root is not None:
+            local_files.drop_temporary(self._root, older_than_seconds)
 
     def space(self) -> Space | None:
         """None where the backend does not tell."""
@@ -123,46 +128,3 @@ def _answering() -> Iterator[None]:
         raise RemudaError(
             Reason.STORE_UNAVAILABLE, "the backend does not answer", retry_after_seconds=2.0
         ) from error
-
-
-def _put_local(root: Path, key: str, data: bytes, blind: bool) -> bool:
-    path = root / key
-    _make_directory(path.parent, root)
-    new = blind or not path.exists()
-    if new:
-        new = _write(root / _TEMPORARY / str(uuid.uuid4()), path, data)
-    # Also for a name that was there: whoever linked it may not have come to this point yet.
-    sync_directory(path.parent)
-    return new
-
-
-def _write(temporary: Path, path: Path, data: bytes) -> bool:
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # A link and not a rename: it refuses to replace.
-        try:
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            return False
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _make_directory(directory: Path, root: Path) -> None:
-    if directory == root or directory.exists():
-        return
-    _make_directory(directory.parent, root)
-    directory.mkdir(exist_ok=True)
-    sync_directory(directory.parent)
-
-
-def _drop_old(directory: Path) -> None:
-    oldest = time.time() - _TEMPORARY_SECONDS
-    for path in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < oldest:
-                path.unlink()

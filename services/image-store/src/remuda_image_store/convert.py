@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from remuda_core.errors import Reason, RemudaError
@@ -23,13 +22,6 @@ _MEMORY_BYTES = 2 << 30
 _CPU_SECONDS = 3600
 _SECONDS = 2 * 3600.0
 _SLACK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunked:
-    manifest: Manifest
-    new_bytes: int
-    """Stored bytes of chunks that were not in the store before."""
 
 
 async def assemble(parts: AsyncIterator[bytes], path: Path) -> str:
@@ -78,33 +70,31 @@ async def to_raw(qcow2: Path, raw: Path, *, virtual_bytes: int, room_bytes: int)
         raise Refused(f"the disk has {raw.stat().st_size} bytes, not {virtual_bytes}")
 
 
-async def to_chunks(raw: Path, virtual_bytes: int, content: Content) -> Chunked:
+async def to_chunks(raw: Path, virtual_bytes: int, content: Content) -> Manifest:
     """Puts every chunk that is not zero into the store."""
     digests = [HOLE] * chunk_count(virtual_bytes)
-    new_bytes = 0
     fd = os.open(raw, os.O_RDONLY)
 
-    async def one(index: int) -> int:
+    async def one(index: int) -> None:
         digest, data = await to_end(_read, fd, virtual_bytes, index)
         digests[index] = digest
-        return await content.put_chunk(digest, data) if digest != HOLE else 0
+        if digest != HOLE:
+            await content.put_chunk(digest, data)
 
-    running: set[asyncio.Task[int]] = set()
+    running: set[asyncio.Task[None]] = set()
     try:
         for index in allocated_chunks(fd, virtual_bytes):
             if len(running) >= _AT_ONCE:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                new_bytes += sum(task.result() for task in done)
+                await asyncio.gather(*done)
             running.add(asyncio.create_task(one(index)))
-        new_bytes += sum(await asyncio.gather(*running))
+        await asyncio.gather(*running)
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         os.close(fd)
-    return Chunked(
-        manifest=Manifest(virtual_bytes=virtual_bytes, digests=tuple(digests)), new_bytes=new_bytes
-    )
+    return Manifest(virtual_bytes=virtual_bytes, digests=tuple(digests))
 
 
 async def put_again(raw: Path, manifest: Manifest, lacking: set[Digest], content: Content) -> None:

@@ -8,18 +8,16 @@ for its opinion of everything. Layout: QEMU's docs/interop/qcow2.txt.
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remuda.image.v1 import image_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.images.disk import read_at
 
 from remuda_image_store.child import Limits, run
 
 _SECTOR = 512
-_HEAD_BYTES = 512
+HEAD_BYTES = 512
 _QCOW2 = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2
 # (where, what, name): formats that a guest would see as its disk's content if they were taken for raw.
@@ -45,25 +43,13 @@ class Refused(RemudaError):
         super().__init__(Reason.IMAGE_REFUSED, message)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspected:
-    qcow2: bool
-    virtual_bytes: int
-
-
-async def inspect(path: Path, form: "image_pb2.Image.Format.ValueType", *, largest_bytes: int) -> Inspected:
-    """Raises Refused. `largest_bytes`: of the virtual disk."""
-    qcow2 = form == image_pb2.Image.FORMAT_QCOW2
+async def inspect(path: Path, *, largest_bytes: int) -> int:
+    """Size of the virtual disk of a qcow2 file. Raises Refused. `largest_bytes`: of the virtual disk."""
     with path.open("rb", buffering=0) as file:
-        check_head(read_at(file.fileno(), 0, _HEAD_BYTES), qcow2=qcow2)
-    size = path.stat().st_size
-    if not qcow2:
-        return Inspected(qcow2=False, virtual_bytes=check_size(size, largest_bytes))
-    info = await _ask(path, "info")
-    virtual_bytes = check_size(check_info(info), largest_bytes)
-    report = await _ask(path, "check")
-    check_report(report)
-    return Inspected(qcow2=True, virtual_bytes=virtual_bytes)
+        check_head(read_at(file.fileno(), 0, HEAD_BYTES), qcow2=True)
+    virtual_bytes = check_size(check_info(await _ask(path, "info")), largest_bytes)
+    check_report(await _ask(path, "check"))
+    return virtual_bytes
 
 
 def check_head(head: bytes, *, qcow2: bool) -> None:
@@ -106,12 +92,26 @@ def check_info(info: Mapping[str, Any]) -> int:
     return size
 
 
+def check_raw(head: bytes, file_bytes: int) -> None:
+    """What a raw file tells by its first bytes and its size. Raises Refused."""
+    check_head(head, qcow2=False)
+    _check_sectors(file_bytes)
+
+
 def check_size(virtual_bytes: int, largest_bytes: int) -> int:
+    _check_sectors(virtual_bytes)
+    check_largest(virtual_bytes, largest_bytes)
+    return virtual_bytes
+
+
+def _check_sectors(virtual_bytes: int) -> None:
     if virtual_bytes <= 0 or virtual_bytes % _SECTOR:
         raise Refused(f"a disk of {virtual_bytes} bytes is truncated: not a multiple of {_SECTOR}")
+
+
+def check_largest(virtual_bytes: int, largest_bytes: int) -> None:
     if virtual_bytes > largest_bytes:
         raise Refused(f"a disk of {virtual_bytes} bytes is larger than the {largest_bytes} allowed here")
-    return virtual_bytes
 
 
 def check_report(report: Mapping[str, Any]) -> None:

@@ -22,14 +22,17 @@ from remuda_core.config import ConfigError, load_or_exit
 from remuda_core.etcd.cache import PrefixCache
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
+from remuda_core.memory import keep_freed_memory
 from remuda_core.rpc.server import Service, ServiceServer, run_service
 from remuda_core.telemetry import logs
 from remuda_core.telemetry.http import telemetry_server
 from remuda_core.telemetry.metrics import Metrics
 
 from remuda_image_store.activation import Activation
+from remuda_image_store.blob_names import BlobEntry, BlobNames, decode
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content
+from remuda_image_store.damage import Damage
 from remuda_image_store.filling import Filling
 from remuda_image_store.handlers.chunks import Chunks
 from remuda_image_store.handlers.images import Images
@@ -37,7 +40,9 @@ from remuda_image_store.importing import Importer
 from remuda_image_store.known_chunks import Lengths
 from remuda_image_store.records import Records
 from remuda_image_store.removal import Remover
+from remuda_image_store.scrubbing import Scrubber
 from remuda_image_store.settings import ENVIRONMENT, Settings
+from remuda_image_store.sweeping import Sweeper
 from remuda_image_store.usage import Usage
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -57,31 +62,57 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
     metrics = Metrics()
     grant_key = _grant_key(settings.grant_public_key)
     blobs = _backend(settings.backend)
-    content, keys = Content(blobs), Keys(settings.etcd.prefix)
+    keys = Keys(settings.etcd.prefix)
     holder = f"image-store/{socket.gethostname()}/{uuid.uuid4()}"
     async with contextlib.AsyncExitStack() as stack:
         etcd = await stack.enter_async_context(Etcd.open(settings.etcd.client_config()))
         cache = await stack.enter_async_context(
             PrefixCache(etcd, keys.images, lambda kv: store_pb2.ImageRecord.FromString(kv.value))
         )
-        records = Records(etcd, keys)
-        activation, lengths = Activation(etcd, records, content, holder=holder), Lengths(records, content)
+        names = await stack.enter_async_context(
+            PrefixCache[BlobEntry](etcd, keys.blob_names, lambda kv: decode(kv, keys))
+        )
+        records, content = Records(etcd, keys), Content(blobs, BlobNames(etcd, keys, names))
+        activation, lengths = Activation(etcd, records, content), Lengths(records, content)
         importer = await stack.enter_async_context(
             Importer(
-                etcd,
                 records,
                 content,
                 activation,
-                holder=holder,
                 scratch=settings.scratch_dir,
                 scratch_bytes=settings.scratch_bytes,
                 largest_bytes=settings.largest_disk_bytes,
             )
         )
+        damage = Damage(etcd, records, content, metrics)
+        content.on_damage = damage.suspect
+        sweeper = Sweeper(
+            etcd,
+            records,
+            content,
+            metrics,
+            holder=holder,
+            grace_seconds=settings.gc_grace_seconds,
+            every_seconds=settings.gc_every_seconds,
+            on_lost=damage.suspect,
+        )
+        scrubber = Scrubber(
+            etcd,
+            records,
+            content,
+            damage,
+            metrics,
+            holder=holder,
+            bytes_per_second=settings.scrub_bytes_per_second,
+            round_seconds=settings.scrub_round_seconds,
+        )
         filling = Filling(records, content, lengths, activation, largest_bytes=settings.largest_disk_bytes)
-        chunks = Chunks(records, content, lengths, filling, grant_key, metrics)
-        remover, usage = Remover(etcd, records, content, holder=holder), Usage(blobs, metrics)
+        chunks = Chunks(records, content, lengths, filling, damage, grant_key, metrics)
+        remover, usage = Remover(records, content), Usage(blobs, metrics)
         await stack.enter_async_context(_background(remover.run(cache), "remover"))
+        await stack.enter_async_context(_background(sweeper.run(), "garbage collection"))
+        await stack.enter_async_context(_background(damage.run(), "damaged chunks"))
+        await stack.enter_async_context(_background(scrubber.run(), "scrub"))
         await stack.enter_async_context(_background(usage.run(cache, settings.count_seconds), "usage"))
         telemetry = await stack.enter_async_context(
             telemetry_server(
@@ -109,6 +140,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
 
 def main() -> None:
     settings = load_or_exit(Settings, sys.argv[1:], ENVIRONMENT)
+    keep_freed_memory()
     logs.configure(level=settings.log_level, service="image-store")
 
     async def run(stop: asyncio.Event) -> None:

@@ -224,6 +224,31 @@ class Records:
             raise Changed(f"upload of {found.name}")
         return UploadState(record=record, revision=result.revision)
 
+    async def rewind(self, found: Found, committed: int) -> None:
+        """The image is UPLOADING again, from `committed` on. Raises Changed."""
+        state = await self.upload(found.id)
+        upload, record = store_pb2.UploadRecord(), store_pb2.ImageRecord()
+        upload.CopyFrom(state.record)
+        record.CopyFrom(found.record)
+        kept = [segment for segment in upload.segments if segment.offset < committed]
+        del upload.segments[:]
+        upload.segments.extend(kept)
+        upload.committed_bytes = committed
+        record.image.state = Image.STATE_UPLOADING
+        record.image.status_message = ""
+        record.image.ClearField("manifest_digest")
+        keys = self.keys.upload(found.id), self.keys.image(found.id)
+        result = await self._etcd.txn(
+            compare=[ops.mod_is(keys[0], state.revision), ops.mod_is(keys[1], found.revision)],
+            success=[
+                ops.put(key, message.SerializeToString(deterministic=True))
+                for key, message in zip(keys, (upload, record), strict=True)
+            ],
+            witness=keys[1],
+        )
+        if not result.succeeded:
+            raise Changed(found.name)
+
 
 def no_longer(found: Found, wanted: str) -> RemudaError:
     state = Image.State.Name(found.state).removeprefix("STATE_")

@@ -22,3 +22,11 @@ class Settings(ServiceSettings):
     """PEM, Ed25519: what the leader's grants are verified with."""
     count_seconds: float = Field(default=30.0, gt=0)
     """Between two counts of what the backend holds."""
+    gc_grace_seconds: float = Field(default=3600.0, gt=0)
+    """How long nothing must have referred to a chunk before it goes."""
+    gc_every_seconds: float = Field(default=600.0, gt=0)
+    """Between two passes of garbage collection."""
+    scrub_bytes_per_second: float = Field(default=16 << 20, gt=0)
+    """Most that re-reading stored chunks takes of the backend."""
+    scrub_round_seconds: float = Field(default=14 * 24 * 3600.0, gt=0)
+    """Between the beginnings of two rounds over all chunks."""

@@ -1,5 +1,6 @@
 """For tests: image stores in this process or in others, over a real etcd, and their callers."""
 
+import asyncio
 import hashlib
 import json
 import random
@@ -15,22 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from remuda.image.v1 import chunk_pb2, chunk_pb2_grpc, image_pb2, image_pb2_grpc
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.auth import grants
 from remuda_core.config import TlsSettings
+from remuda_core.etcd.cache import PrefixCache
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
 from remuda_core.images.chunks import CHUNK_BYTES, Digest, chunk_digest
 from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.channel import open_channel
+from remuda_core.telemetry.metrics import Metrics
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
 
+from remuda_image_store import activation
+from remuda_image_store.blob_names import BlobEntry, BlobNames, Names, decode, read_names
+from remuda_image_store.blobs import Blobs
+from remuda_image_store.content import Content
 from remuda_image_store.main import serving
+from remuda_image_store.records import Records
 from remuda_image_store.settings import Settings
+from remuda_image_store.sweeping import Sweeper
 
 if TYPE_CHECKING:
     from remuda.image.v1.chunk_pb2_grpc import ChunkServiceAsyncStub
@@ -112,19 +122,21 @@ class Images:
         request = image_pb2.GetUploadRequest(name=sample.name)
         return (await self.stub.GetUpload(request, **self.options)).committed_bytes
 
-    async def download(self, sample: "Sample | Blank", offset: int = 0) -> bytes:
-        """The virtual disk from `offset` on, put together as a client does."""
+    async def download(
+        self, sample: "Sample | Blank", offset: int = 0, form: "image_pb2.Image.Format.ValueType" = RAW
+    ) -> bytes:
+        """The virtual disk, or that file of it, from `offset` on, put together as a client does."""
         disk = bytearray()
-        for frame in await self.frames(sample, offset):
+        for frame in await self.frames(sample, offset, form):
             if frame.offset != offset + len(disk):
                 raise ValueError(f"a frame begins at {frame.offset}, not at {offset + len(disk)}")
             disk += frame.data or bytes(frame.zero_bytes)
         return bytes(disk)
 
     async def frames(
-        self, sample: "Sample | Blank", offset: int = 0
+        self, sample: "Sample | Blank", offset: int = 0, form: "image_pb2.Image.Format.ValueType" = RAW
     ) -> list[image_pb2.DownloadImageResponse]:
-        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset)
+        request = image_pb2.DownloadImageRequest(name=sample.name, offset=offset, format=form)
         return [frame async for frame in self.stub.DownloadImage(request, **self.options)]
 
 
@@ -185,6 +197,8 @@ class Cloud:
     grant_key: Ed25519PrivateKey
     directory: Path
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    lost: set[Digest] = field(default_factory=set)
+    """Chunks that `collect` has missed."""
 
     @property
     def keys(self) -> Keys:
@@ -317,3 +331,43 @@ class Cloud:
         """Names of the blobs of a kind: chunks, manifests, uploads."""
         root = self.directory / "backend" / kind
         return {path.name for path in root.rglob("*") if path.is_file()}
+
+    async def collect(self, passes: int = 2) -> None:
+        """Garbage collection without a grace, beside that of the service: what nothing refers to goes."""
+        keys = self.keys
+        async with PrefixCache[BlobEntry](self.etcd, keys.blob_names, lambda kv: decode(kv, keys)) as cache:
+            content = Content(Blobs.open(self.settings.backend), BlobNames(self.etcd, keys, cache))
+            sweeper = Sweeper(
+                self.etcd,
+                Records(self.etcd, keys),
+                content,
+                Metrics(),
+                holder="test",
+                grace_seconds=1e-6,
+                every_seconds=1e-6,
+                on_lost=self.lost.add,
+            )
+            for _ in range(passes):
+                await sweeper.sweep()
+
+    def needed(self, *samples: Sample) -> set[str]:
+        """Names of the chunks that raw images have."""
+        chunks = (
+            sample.data[at : at + CHUNK_BYTES]
+            for sample in samples
+            for at in range(0, len(sample.data), CHUNK_BYTES)
+        )
+        return {digest.hex() for chunk in chunks if (digest := chunk_digest(chunk))}
+
+
+class Gate:
+    """Holds imports and commits between PENDING and ACTIVE, in this process, until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = asyncio.Event()
+
+        async def held(etcd: Etcd, keys: Keys) -> Names:
+            await self.open.wait()
+            return await read_names(etcd, keys)
+
+        monkeypatch.setattr(activation, "read_names", held)

@@ -1,4 +1,4 @@
-"""Receiving the bytes of an image's file, so that any replica can go on where any other one stopped.
+"""Receiving a qcow2 file, so that any replica can go on where any other one stopped.
 
 Bytes are gathered into parts. A part is a blob in the backend under the stream's own segment; then the record
 in etcd says that it is safe. What a killed replica had put and not recorded is never read: a segment ends
@@ -7,6 +7,8 @@ where the next one begins.
 
 import uuid
 from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
 
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
@@ -14,6 +16,7 @@ from remuda_core.errors import Reason, RemudaError, invalid_argument
 from remuda_core.ids import ImageId
 
 from remuda_image_store.content import Content
+from remuda_image_store.inspection import HEAD_BYTES, check_head
 from remuda_image_store.records import Changed, Found, Records, UploadState
 
 # A file of 1 TiB is 131072 parts; what a broken stream has to send again is less than one.
@@ -39,14 +42,28 @@ class Receiver:
     def committed_bytes(self) -> int:
         return self._state.record.committed_bytes
 
+    @property
+    def sha256(self) -> str:
+        """Empty: it is taken when the parts are put together."""
+        return ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pieces.clear()
+
     async def take(self, frame: image_pb2.UploadImageRequest) -> None:
         """Raises UPLOAD_OFFSET_MISMATCH, INVALID_ARGUMENT beyond the announced size, and as `flush`."""
         expected = self.committed_bytes + self._gathered
-        if frame.offset != expected:
-            raise _mismatch(f"the next byte is {expected}, not {frame.offset}", self.committed_bytes)
-        size = self._found.record.image.file_bytes
-        if expected + len(frame.data) > size:
-            raise invalid_argument("data", f"the file was announced with {size} bytes")
+        check_frame(
+            frame,
+            expected=expected,
+            safe=self.committed_bytes,
+            file_bytes=self._found.record.image.file_bytes,
+        )
         if frame.data:
             self._pieces.append(frame.data)
             self._gathered += len(frame.data)
@@ -54,15 +71,16 @@ class Receiver:
             await self.flush()
 
     async def flush(self) -> None:
-        """Everything taken so far is safe afterwards. Raises UPLOAD_OFFSET_MISMATCH, DISK_FULL."""
+        """Everything taken so far is safe afterwards. Raises UPLOAD_OFFSET_MISMATCH, DISK_FULL,
+        Refused for the beginning of what is no acceptable qcow2.
+        """
         if not self._gathered:
             return
-        if len(self._state.record.segments) >= _MOST_SEGMENTS:
-            raise RemudaError(
-                Reason.STATE_FORBIDS_ACTION,
-                "the upload was interrupted too often: delete the image, begin anew",
-            )
+        check_segments(self._state, self._segment)
         offset, data = self.committed_bytes, b"".join(self._pieces)
+        if offset == 0 and (len(data) >= HEAD_BYTES or len(data) == self._found.record.image.file_bytes):
+            # What names other files, or is no qcow2, is refused before the rest of it is sent.
+            check_head(data[:HEAD_BYTES], qcow2=True)
         await self._content.put_part(self._found.id, self._segment, offset, data)
         try:
             self._state = await self._records.advance(
@@ -75,7 +93,7 @@ class Receiver:
         except Changed as error:
             # If the image was removed in between, nobody else would look for this part.
             await self._content.delete_part(self._found.id, self._segment, offset)
-            raise _mismatch(
+            raise mismatch(
                 "another stream goes on with this upload, or the image has changed", offset
             ) from error
         self._pieces.clear()
@@ -101,7 +119,25 @@ async def read_back(content: Content, upload: store_pb2.UploadRecord) -> AsyncIt
             raise _damaged(image, position)
 
 
-def _mismatch(message: str, committed: int) -> RemudaError:
+def check_frame(frame: image_pb2.UploadImageRequest, *, expected: int, safe: int, file_bytes: int) -> None:
+    """Raises UPLOAD_OFFSET_MISMATCH, INVALID_ARGUMENT beyond the announced size."""
+    if frame.offset != expected:
+        raise mismatch(f"the next byte is {expected}, not {frame.offset}", safe)
+    if expected + len(frame.data) > file_bytes:
+        raise invalid_argument("data", f"the file was announced with {file_bytes} bytes")
+
+
+def check_segments(state: UploadState, segment: str) -> None:
+    """Raises STATE_FORBIDS_ACTION when there is no room for one more segment."""
+    segments = state.record.segments
+    if len(segments) >= _MOST_SEGMENTS and segments[-1].id != segment:
+        raise RemudaError(
+            Reason.STATE_FORBIDS_ACTION,
+            "the upload was interrupted too often: delete the image, begin anew",
+        )
+
+
+def mismatch(message: str, committed: int) -> RemudaError:
     return RemudaError(Reason.UPLOAD_OFFSET_MISMATCH, message, metadata={"committed_bytes": str(committed)})
 
 

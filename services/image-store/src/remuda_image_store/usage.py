@@ -12,7 +12,8 @@ from remuda_core.etcd.cache import PrefixCache
 from remuda_core.telemetry.metrics import Metrics
 
 from remuda_image_store.blobs import Blobs
-from remuda_image_store.content import CHUNKS, MANIFESTS, UPLOADS
+from remuda_image_store.content import CHUNKS, MANIFESTS
+from remuda_image_store.ledger import UPLOADS
 from remuda_image_store.records import Image
 
 _log = logging.getLogger(__name__)

@@ -88,6 +88,6 @@ class ImageHandler(ImageServiceServicer):
         self, request: pb.DownloadImageRequest, context: Context
     ) -> AsyncIterator[pb.DownloadImageResponse]:
         image = await self._reads.image(request.name)
-        asked = pb.DownloadImageRequest(name=image.name, offset=request.offset)
+        asked = pb.DownloadImageRequest(name=image.name, offset=request.offset, format=request.format)
         async for frame in self._stores.download(asked):
             yield frame

@@ -16,7 +16,9 @@ from remuda_core.images.chunks import Digest
 from remuda_core.rpc import context as rpc
 from remuda_core.telemetry.metrics import Metrics
 
+from remuda_image_store import repairing
 from remuda_image_store.content import Content
+from remuda_image_store.damage import Damage
 from remuda_image_store.filling import Filling
 from remuda_image_store.known_chunks import READABLE, Lengths
 from remuda_image_store.records import Records, no_longer
@@ -31,6 +33,7 @@ class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
         content: Content,
         lengths: Lengths,
         filling: Filling,
+        damage: Damage,
         grant_key: Ed25519PublicKey,
         metrics: Metrics,
     ) -> None:
@@ -38,6 +41,7 @@ class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
         self._content = content
         self._lengths = lengths
         self._filling = filling
+        self._damage = damage
         self._grant_key = grant_key
         self._moved = metrics.image_bytes
 
@@ -104,3 +108,14 @@ class Chunks(chunk_pb2_grpc.ChunkServiceServicer):
         if found.state not in READABLE or digest is None:
             raise no_longer(found, "ACTIVE")
         return digest
+
+    async def RepairChunks(
+        self, request_iterator: AsyncIterator[chunk_pb2.RepairChunksRequest], context: object
+    ) -> chunk_pb2.RepairChunksResponse:
+        frames = aiter(request_iterator)
+        first = await anext(frames, None)
+        if first is None:
+            raise invalid_argument("grant", "the first frame brings it")
+        lengths = await self._lengths.of(await self._granted(first.grant, ImageId(first.image_id)))
+        repaired = await repairing.repair(self._damage, lengths, first, frames)
+        return chunk_pb2.RepairChunksResponse(repaired=repaired)

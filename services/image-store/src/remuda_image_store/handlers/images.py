@@ -1,5 +1,7 @@
 """remuda.image.v1.ImageService, the part that moves bytes; records are made and listed by the api."""
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 
 from google.protobuf import empty_pb2
@@ -10,8 +12,13 @@ from remuda_core.telemetry.metrics import Metrics
 from remuda_image_store import download
 from remuda_image_store.content import Content
 from remuda_image_store.importing import TAKES_BYTES, Importer
-from remuda_image_store.records import Found, Image, Records, no_longer
+from remuda_image_store.inspection import Refused
+from remuda_image_store.raw_uploads import RawReceiver
+from remuda_image_store.records import Found, Image, Records, UploadState, no_longer
 from remuda_image_store.uploads import Receiver
+
+# Of all uploads together, each some 12 MiB of memory: enough that the disk and all processors have work.
+_CHUNKS_AT_ONCE = max(6, 2 * (os.cpu_count() or 2))
 
 
 class Images(image_pb2_grpc.ImageServiceServicer):
@@ -20,6 +27,7 @@ class Images(image_pb2_grpc.ImageServiceServicer):
         self._content = content
         self._importer = importer
         self._moved = metrics.image_bytes
+        self._slots = asyncio.Semaphore(_CHUNKS_AT_ONCE)
 
     async def GetUpload(self, request: image_pb2.GetUploadRequest, context: object) -> image_pb2.Upload:
         found = await self._records.by_name(request.name)
@@ -42,17 +50,29 @@ class Images(image_pb2_grpc.ImageServiceServicer):
             return _answer(found, found.record.image.file_bytes)
         if found.state not in TAKES_BYTES:
             raise no_longer(found, "UPLOADING")
-        receiver = Receiver(self._records, self._content, found, await self._records.upload(found.id))
-        before = receiver.committed_bytes
-        await self._importer.admit(found, committed=before)
-        finish = await _receive(receiver, first, frames)
-        self._moved.labels("uploaded").inc(receiver.committed_bytes - before)
+        if found.record.operation_id:
+            raise RemudaError(Reason.STATE_FORBIDS_ACTION, f"{found.name} is filled by an operation")
+        async with self._receiver(found, await self._records.upload(found.id)) as receiver:
+            before = receiver.committed_bytes
+            await self._importer.admit(found, committed=before)
+            try:
+                finish = await _receive(receiver, first, frames)
+            except Refused as refused:
+                await self._importer.refuse(found, refused.message)
+                raise
+            finally:
+                self._moved.labels("uploaded").inc(receiver.committed_bytes - before)
         if not finish:
             return _answer(found, receiver.committed_bytes)
         size = found.record.image.file_bytes
         if receiver.committed_bytes != size:
             raise invalid_argument("finish", f"{receiver.committed_bytes} of {size} bytes have come")
-        return _answer(await self._importer.complete(found.id), size)
+        return _answer(await self._importer.complete(found.id, receiver.sha256), size)
+
+    def _receiver(self, found: Found, state: UploadState) -> Receiver | RawReceiver:
+        if found.record.image.format == Image.FORMAT_RAW:
+            return RawReceiver(self._records, self._content, found, state, self._slots)
+        return Receiver(self._records, self._content, found, state)
 
     async def DownloadImage(
         self, request: image_pb2.DownloadImageRequest, context: object
@@ -62,7 +82,7 @@ class Images(image_pb2_grpc.ImageServiceServicer):
         if found.state != Image.STATE_ACTIVE or digest is None:
             raise no_longer(found, "ACTIVE")
         manifest = await self._content.manifest(digest)
-        async for frame in download.frames(manifest, self._content, request.offset):
+        async for frame in download.frames(manifest, self._content, request.offset, request.format):
             self._moved.labels("downloaded").inc(len(frame.data))
             yield frame
 
@@ -77,6 +97,9 @@ class Images(image_pb2_grpc.ImageServiceServicer):
     ) -> image_pb2.ListImagesResponse:
         raise _at_the_api()
 
+    async def UpdateImage(self, request: image_pb2.UpdateImageRequest, context: object) -> Image:
+        raise _at_the_api()
+
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: object) -> empty_pb2.Empty:
         raise _at_the_api()
 
@@ -87,7 +110,7 @@ class Images(image_pb2_grpc.ImageServiceServicer):
 
 
 async def _receive(
-    receiver: Receiver,
+    receiver: Receiver | RawReceiver,
     first: image_pb2.UploadImageRequest,
     frames: AsyncIterator[image_pb2.UploadImageRequest],
 ) -> bool:
