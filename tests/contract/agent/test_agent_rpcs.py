@@ -17,6 +17,7 @@ from remuda.agent.v1.agent_pb2_grpc import AgentServiceStub
 from remuda.agent.v1.common_pb2 import DomainSpec, LeaderRef, StepKey
 from remuda.agent.v1.migration_pb2_grpc import MigrationServiceStub
 from remuda.compute.v1.instance_pb2 import Instance
+from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_agent.hypervisor.fake import FakeFabric, FakeHypervisor, FakeTimings
 from remuda_agent.main import serve_host
@@ -328,6 +329,24 @@ async def test_the_first_order_after_a_restart_finds_the_job_that_still_runs(
             assert messages[0].accepted.joined
             assert messages[-1].ended.status.code == 0
             assert await target.power() == Instance.POWER_STATE_RUNNING
+
+
+async def test_a_host_without_the_base_offers_no_chunks_and_to_an_older_leader_none_at_all(
+    hosts: tuple[Host, Host],
+) -> None:
+    host, _ = hosts
+    request = pb.OfferChunksRequest(
+        leader=LeaderRef(cluster_id=7, epoch=5),
+        image_id=str(uuid.uuid4()),
+        manifest_digest=DIGEST,
+        digests=[bytes(32)],
+        grant=SignedGrant(grant=b"grant"),
+    )
+    assert (await host.agent.OfferChunks(request)).repaired == 0
+    await host.agent.Fence(pb.FenceRequest(leader=LeaderRef(cluster_id=7, epoch=6)))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await host.agent.OfferChunks(request)
+    assert from_rpc_error(refused.value).reason is Reason.STALE_LEADER
 
 
 async def test_a_host_is_surveyed_and_swept_for_the_newest_leader_only(hosts: tuple[Host, Host]) -> None:

@@ -134,7 +134,7 @@ class CachingHost:
 
     async def restarted(self) -> "CachingHost":
         self.pool = Pool(name="local", path=self.root, shared=self.shared, base_cache_bytes=self.bound)
-        pools = Pools([self.pool])
+        pools = self.pools = Pools([self.pool])
         pools.prepare()
         self.jobs, self.turns, self.promises = JobTable(), BaseTurns(), Promises()
         self.cache = BaseCache(
