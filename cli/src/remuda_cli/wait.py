@@ -86,6 +86,22 @@ def follow(
     """The operation as it ended, well or not. A stream that breaks is opened again: the operation itself
     does not depend on who watches it.
     """
+    try:
+        return _follow(gateway, name, display, timeout_seconds=timeout_seconds, clock=clock, pause=pause)
+    except KeyboardInterrupt:
+        # Wherever it comes, also between asking and looking at the first answer.
+        raise _interrupted(name) from None
+
+
+def _follow(
+    gateway: Gateway,
+    name: str,
+    display: displays.Display,
+    *,
+    timeout_seconds: float | None,
+    clock: Callable[[], float],
+    pause: Callable[[float], None],
+) -> operations_pb2.Operation:
     deadline = None if timeout_seconds is None else clock() + timeout_seconds
     heard = clock()
     attempt = 0
@@ -100,7 +116,7 @@ def follow(
                     return message.operation
         except KeyboardInterrupt:
             call.cancel()
-            raise _interrupted(name) from None
+            raise
         except grpc.RpcError as error:
             _judge(error, name, deadline_passed=deadline is not None and clock() >= deadline)
             if clock() - heard > SILENT_SECONDS:
@@ -108,10 +124,7 @@ def follow(
         if deadline is not None and clock() >= deadline:
             raise _timed_out(name)
         display.note("the connection broke; the operation goes on, connecting again")
-        try:
-            pause(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
-        except KeyboardInterrupt:
-            raise _interrupted(name) from None
+        pause(_RECONNECT_SECONDS[min(attempt, len(_RECONNECT_SECONDS) - 1)])
         attempt += 1
 
 

@@ -348,6 +348,23 @@ def test_a_gateway_that_stays_away_while_an_operation_is_watched_is_given_up_in_
     assert len(notes) == 3
 
 
+def test_ctrl_c_before_the_first_answer_is_looked_at_says_how_to_attach_again(gateway: Any) -> None:
+    from remuda_cli.verb import session_of
+    from remuda_cli.wait import follow
+
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    session, notes = session_of(), list[str]()
+    display = NdjsonDisplay(write=notes.append, note=notes.append)
+    with pytest.raises(Failure) as caught:
+        follow(session.gateway, f"operations/{OPERATION}", display, clock=interrupted)
+    session.close()
+    assert caught.value.exit_code == 130
+    assert f"operations/{OPERATION} goes on" in caught.value.message
+    assert f"remuda operation watch {OPERATION}" in caught.value.hints
+
+
 def test_a_list_without_a_stream_is_asked_again_and_prints_what_changed(
     gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
