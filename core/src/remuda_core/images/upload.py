@@ -25,6 +25,7 @@ from remuda_core.ids import ImageId
 from remuda_core.images.chunks import HOLE, Digest, Stored, encode
 from remuda_core.images.manifest import Manifest, serialize
 from remuda_core.images.replicas import Patience, Replicas, Trouble, passing
+from remuda_core.rpc.first_status import FirstStatus
 
 if TYPE_CHECKING:
     from remuda.image.v1.chunk_pb2_grpc import ChunkServiceAsyncStub
@@ -160,12 +161,15 @@ class _Sending:
     async def run(self, store: "ChunkServiceAsyncStub") -> chunk_pb2.WriteChunksResponse:
         """One try. Raises TimeoutError, AioRpcError."""
         call = store.WriteChunks()
+        first = FirstStatus(call)
         try:
             # Refused half-way, a call takes no more frames: its answer says why.
             with contextlib.suppress(asyncio.InvalidStateError):
                 await self._send(call)
             async with asyncio.timeout(self._stall_seconds):
                 return await call
+        except grpc.aio.AioRpcError as error:
+            raise first.of(error) from error
         finally:
             call.cancel()
 

@@ -10,6 +10,7 @@ from remuda.image.v1 import image_pb2 as pb
 from remuda.image.v1.image_pb2_grpc import ImageServiceStub
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.rpc.context import outgoing, timeout_for
+from remuda_core.rpc.first_status import FirstStatus
 from remuda_core.rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -89,10 +90,12 @@ class ImageStores:
             upload: grpc.aio.StreamUnaryMultiCallable[bytes, Any] = self._channel(endpoint).stream_unary(
                 _UPLOAD, response_deserializer=pb.UploadImageResponse.FromString
             )
+            call = upload(frames.sent(), **outgoing(_STREAM_SECONDS))
+            refusal = FirstStatus(call)
             try:
-                answer: pb.UploadImageResponse = await upload(frames.sent(), **outgoing(_STREAM_SECONDS))
+                answer: pb.UploadImageResponse = await call
             except grpc.aio.AioRpcError as error:
-                raise frames.failure or from_rpc_error(error) from error
+                raise frames.failure or from_rpc_error(refusal.of(error)) from error
             if frames.failure is not None:
                 raise frames.failure
             return answer

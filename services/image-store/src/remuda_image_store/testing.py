@@ -29,6 +29,7 @@ from remuda_core.ids import HostId, ImageId, InstanceId, OperationId, ProjectId
 from remuda_core.images.chunks import CHUNK_BYTES, Digest, chunk_digest
 from remuda_core.images.manifest import Manifest
 from remuda_core.rpc.channel import open_channel
+from remuda_core.rpc.first_status import FirstStatus
 from remuda_core.telemetry.metrics import Metrics
 from remuda_core.testing.etcd import free_ports
 from remuda_core.testing.waiting import wait_for
@@ -116,7 +117,12 @@ class Images:
 
     async def upload(self, sample: Sample, **frames: Any) -> image_pb2.UploadImageResponse:
         """`frames`: arguments of Sample.frames."""
-        return await self.stub.UploadImage(iter(list(sample.frames(**frames))), **self.options)
+        call = self.stub.UploadImage(iter(list(sample.frames(**frames))), **self.options)
+        first = FirstStatus(call)
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise first.of(error) from error
 
     async def committed(self, sample: Sample) -> int:
         request = image_pb2.GetUploadRequest(name=sample.name)

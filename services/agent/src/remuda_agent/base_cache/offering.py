@@ -21,6 +21,7 @@ from remuda_core.images.disk import read_chunk
 from remuda_core.images.manifest import BadManifest, Manifest, parse
 from remuda_core.images.replicas import Patience, Replicas, Trouble, passing
 from remuda_core.images.threads import to_end
+from remuda_core.rpc.first_status import FirstStatus
 
 from remuda_agent.base_cache.promises import Promises
 from remuda_agent.disks.base_turns import BaseTurns
@@ -102,11 +103,12 @@ class ChunkOffers:
         replicas = Replicas(self._stores)
         patience = Patience(replicas, what, tries=max(TRIES, len(self._stores)))
         while True:
+            call = replicas.current().RepairChunks(_frames(request, batch), timeout=ANSWER_SECONDS)
+            first = FirstStatus(call)
             try:
-                call = replicas.current().RepairChunks(_frames(request, batch), timeout=ANSWER_SECONDS)
                 return (await call).repaired
             except grpc.aio.AioRpcError as error:
-                await patience.failed(passing(error))
+                await patience.failed(passing(first.of(error)))
             except asyncio.InvalidStateError:  # grpc.aio: the call ended while it was written to
                 await patience.failed(Trouble(Reason.STORE_UNAVAILABLE, "the call ended early"))
 
