@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -350,6 +351,8 @@ def test_keys_steer_on_a_terminal_and_q_leaves_it_running(gateway: Any) -> None:
         stdout=subprocess.PIPE,
         stderr=follower,
         env={**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "120"},
+        # As a child of something that was started in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     os.close(follower)
     try:
@@ -377,7 +380,7 @@ def until(terminal: int, words: str, seconds: float = 90.0) -> str:
     shown, give_up = "", time.monotonic() + seconds
     while words not in shown:
         ready, _, _ = select.select([terminal], [], [], max(0.0, give_up - time.monotonic()))
-        assert ready, f"{words!r} was not shown: {shown!r}"
+        assert ready, f"{words!r} was not shown: ... {shown[-1500:]!r}"
         shown += os.read(terminal, 65536).decode(errors="replace")
     return shown
 

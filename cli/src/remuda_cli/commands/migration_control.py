@@ -156,7 +156,10 @@ def _single_keys() -> Iterator[None]:
 
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
+    # Who was started in the background ignores SIGINT, which `q` needs.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
