@@ -32,6 +32,7 @@ from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import Epoch, HostId, InstanceId, OperationId, ProjectId
 from remuda_core.rpc.channel import open_channel
+from remuda_core.rpc.first_status import FirstStatus
 from remuda_core.rpc.server import Service, ServiceServer
 from remuda_core.telemetry.metrics import Metrics
 from remuda_core.testing.etcd import free_ports
@@ -282,7 +283,7 @@ class Hosts:
         async with open_channel(scheduler.endpoint, None, insecure_identity=f"host/{host}") as channel:
             call = HostRegistryServiceStub(channel).Attach()
             try:
-                yield Peer(call=call, host=host)
+                yield Peer(call=call, host=host, first=FirstStatus(call))
             finally:
                 call.cancel()
 
@@ -293,6 +294,7 @@ class Peer:
 
     call: "grpc.aio.StreamStreamCall[AttachRequest, AttachResponse]"
     host: HostId
+    first: FirstStatus
 
     async def hello(
         self, name: str, *, token: str = "", boot: str = "boot-1", **changes: Any
@@ -308,12 +310,17 @@ class Peer:
             "observations": Observations(sequence=1, complete=True),
             **changes,
         }
-        await self.call.write(AttachRequest(hello=Hello(**fields)))
-        return await self.read()
+        return await self._say(AttachRequest(hello=Hello(**fields)))
 
     async def beat(self, seq: int) -> AttachResponse:
-        await self.call.write(AttachRequest(heartbeat=Heartbeat(boot_id="boot-1", seq=seq)))
-        return await self.read()
+        return await self._say(AttachRequest(heartbeat=Heartbeat(boot_id="boot-1", seq=seq)))
+
+    async def _say(self, request: AttachRequest) -> AttachResponse:
+        try:
+            await self.call.write(request)
+            return await self.read()
+        except grpc.aio.AioRpcError as error:
+            raise (await self.first.real(error)) from error
 
     async def read(self) -> AttachResponse:
         answer = await self.call.read()

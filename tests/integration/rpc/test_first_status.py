@@ -1,6 +1,7 @@
 """A refusal of a stream keeps its reason, although the client was still writing when it came."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -45,9 +46,30 @@ async def test_a_client_that_is_still_writing_hears_why_it_was_refused(channel: 
         first = FirstStatus(call)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
-        error = first.of(caught.value)
+        error = await first.real(caught.value)
         assert error.code() is grpc.StatusCode.ABORTED, error
         assert error.details() == "not this one"
+        assert ("why", "so") in tuple(error.trailing_metadata() or ())
+
+
+async def written(call: Any) -> None:
+    # What is written to a call that is known to be over is refused without a status.
+    with contextlib.suppress(asyncio.InvalidStateError):
+        for _ in range(64):
+            await call.write(bytes(1 << 16))
+        await call.done_writing()
+    await call
+
+
+async def test_who_writes_by_hand_hears_it_too(channel: grpc.aio.Channel) -> None:
+    take: Any = channel.stream_unary(METHOD)
+    for _ in range(CALLS):
+        call = take(timeout=60)
+        first = FirstStatus(call)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await written(call)
+        error = await first.real(caught.value)
+        assert error.code() is grpc.StatusCode.ABORTED, error
         assert ("why", "so") in tuple(error.trailing_metadata() or ())
 
 
@@ -61,5 +83,5 @@ async def test_an_error_of_the_call_itself_stays_what_it_is(channel: grpc.aio.Ch
     first = FirstStatus(call)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    assert first.of(caught.value) is caught.value
+    assert await first.real(caught.value) is caught.value
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

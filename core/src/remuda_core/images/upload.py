@@ -169,7 +169,7 @@ class _Sending:
             async with asyncio.timeout(self._stall_seconds):
                 return await call
         except grpc.aio.AioRpcError as error:
-            raise first.of(error) from error
+            raise (await first.real(error)) from error
         finally:
             call.cancel()
 

@@ -17,6 +17,7 @@ from remuda.compute.v1.host_pb2 import HostInventory
 from remuda.scheduler.v1.registry_pb2 import AttachRequest, AttachResponse, Heartbeat, Hello, Welcome
 from remuda.scheduler.v1.registry_pb2_grpc import HostRegistryServiceStub
 from remuda_core.errors import Reason, RemudaError
+from remuda_core.rpc.first_status import FirstStatus
 from remuda_core.rpc.status import from_rpc_error
 
 from remuda_agent.inventory import InventorySource, without_free_space
@@ -90,6 +91,7 @@ class Attachment:
         """One stream, until it ends. Returns where to go next, empty: try the others."""
         channel = self._channels.get(target) or self._channels.setdefault(target, self._open_channel(target))
         call = HostRegistryServiceStub(channel).Attach()
+        first = FirstStatus(call)
         try:
             try:
                 await self._converse(call, target)
@@ -97,7 +99,7 @@ class Attachment:
                 # A stream that the other side has ended refuses to be written; reading says why it ended.
                 await call.read()
         except grpc.aio.AioRpcError as failure:
-            error = from_rpc_error(failure)
+            error = from_rpc_error(await first.real(failure))
             _log.info("not attached", scheduler=target, reason=str(error.reason), detail=error.message)
             if error.reason is Reason.NOT_LEADER:
                 return self._known(error.metadata)

@@ -95,7 +95,7 @@ class ImageStores:
             try:
                 answer: pb.UploadImageResponse = await call
             except grpc.aio.AioRpcError as error:
-                raise frames.failure or from_rpc_error(refusal.of(error)) from error
+                raise frames.failure or from_rpc_error(await refusal.real(error)) from error
             if frames.failure is not None:
                 raise frames.failure
             return answer

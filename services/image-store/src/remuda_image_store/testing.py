@@ -122,7 +122,7 @@ class Images:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise first.of(error) from error
+            raise (await first.real(error)) from error
 
     async def committed(self, sample: Sample) -> int:
         request = image_pb2.GetUploadRequest(name=sample.name)

@@ -108,7 +108,7 @@ class ChunkOffers:
             try:
                 return (await call).repaired
             except grpc.aio.AioRpcError as error:
-                await patience.failed(passing(first.of(error)))
+                await patience.failed(passing(await first.real(error)))
             except asyncio.InvalidStateError:  # grpc.aio: the call ended while it was written to
                 await patience.failed(Trouble(Reason.STORE_UNAVAILABLE, "the call ended early"))
 

@@ -21,6 +21,7 @@ from remuda.image.v1.chunk_pb2 import SignedGrant
 from remuda.scheduler.v1.registry_pb2 import ObservedInstance
 from remuda_core.errors import DOMAIN, Reason, RemudaError
 from remuda_core.ids import HostId, ImageId, InstanceId
+from remuda_core.rpc.first_status import FirstStatus
 from remuda_core.rpc.status import from_status, rpc_error_status
 
 from remuda_scheduler.ports import Steering
@@ -176,6 +177,7 @@ class AgentClients:
         """
         stub = migration_pb2_grpc.MigrationServiceStub(self.channel(host))
         call = stub.Migrate()
+        first = FirstStatus(call)
         commands = asyncio.create_task(_command(call, start, cancel, steering))
         try:
             async for message in call:
@@ -189,7 +191,7 @@ class AgentClients:
                     case "ended":
                         return message.ended
         except grpc.aio.AioRpcError as failure:
-            raise meaning(host, failure) from failure
+            raise meaning(host, await first.real(failure)) from failure
         finally:
             # Its own failure says no more than the end of the stream does.
             commands.cancel()
