@@ -43,7 +43,7 @@ def test_all_parts_pass_and_each_time_is_given(checkout: Path) -> None:
         ["install", "passed"],
         ["check", "passed"],
     ]
-    assert "of   600 s" in done.stdout
+    assert "of   300 s" in done.stdout
 
 
 def test_a_failed_part_fails_the_run_and_the_later_parts_still_run(checkout: Path) -> None:
