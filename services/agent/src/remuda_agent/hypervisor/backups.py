@@ -67,7 +67,7 @@ class Backups(Protocol):
         """Over when it returns; no backup is a success, any other job stays. Raises DomainMissing."""
 
     async def checkpoints(self, instance_id: InstanceId) -> list[str]:
-        """Names of all, also of a guest that is off. Raises DomainMissing."""
+        """Names of all, the oldest first, also of a guest that is off. Raises DomainMissing."""
 
     async def delete_checkpoint(self, instance_id: InstanceId, name: str) -> None:
         """What it knows goes over to the one before it; none of that name is a success. Of a guest that is

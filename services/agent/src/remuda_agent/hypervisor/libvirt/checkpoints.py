@@ -26,7 +26,9 @@ def to_xml(name: str, others: Sequence[str]) -> str:
 
 
 def names(domain: Any) -> list[str]:
-    return [checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0)]
+    # Without the flag they come in the order of a hash table.
+    listed = domain.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
+    return [checkpoint.getName() for checkpoint in listed]
 
 
 def delete(domain: Any, name: str) -> None:
