@@ -56,6 +56,9 @@ class Call:
     async def done_writing(self) -> None:
         pass
 
+    def add_done_callback(self, callback: Callable[["Call"], None]) -> None:
+        """Never called: this call's own answer is always the real one."""
+
     def __await__(self) -> Any:
         return self._answer().__await__()
 
