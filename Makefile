@@ -124,8 +124,8 @@ test: ## everything but the demo, each part timed: setup check unit contract int
 # --- measuring ----------------------------------------------------------------------------------
 
 .PHONY: bench-images
-bench-images: setup ## image transfers beside a plain gRPC stream and cp, into docs/performance.md
-	@$(BIN)/remuda-bench images --runs 6 --json docs/performance/images.json
+bench-images: setup ## transfers, snapshots, launches beside raw tools, into docs/performance.md (as root)
+	@$(BIN)/remuda-bench images --json docs/performance/images.json
 	@$(BIN)/python docs/render.py
 
 .PHONY: bench-migration

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 import uuid
 from pathlib import Path
-from typing import Any
 
 import grpc
 from google.longrunning import operations_pb2
@@ -17,6 +15,7 @@ from remuda.compute.v1.snapshot_pb2 import SnapshotInstanceRequest
 from remuda.image.v1.image_pb2 import GetImageRequest, Image
 from remuda.image.v1.image_pb2_grpc import ImageServiceStub
 from remuda_lab.errors import LabError
+from remuda_lab.inside import ask_agent
 from remuda_lab.mesh import CALL_SECONDS, Guest, Mesh, unpack_metadata
 from remuda_lab.waiting import wait_for
 
@@ -26,32 +25,10 @@ PATIENCE = 180.0
 # -- the guest ----------------------------------------------------------------------------------------
 
 
-def in_guest(mesh: Mesh, guest: Guest, script: str) -> str:
-    """Standard output of a shell script that the guest's agent runs; it has to succeed."""
-    arguments = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
-    started = _agent(mesh, guest, "guest-exec", arguments)
-
-    def status() -> dict[str, Any] | None:
-        seen = _agent(mesh, guest, "guest-exec-status", {"pid": started["pid"]})
-        return seen if seen["exited"] else None
-
-    ended = wait_for(f"{script!r} ends in {guest.name}", status, timeout=PATIENCE, interval=0.2)
-    output = {name: base64.b64decode(ended.get(f"{name}-data", "")).decode() for name in ("out", "err")}
-    assert ended["exitcode"] == 0, output
-    return output["out"]
-
-
-def _agent(mesh: Mesh, guest: Guest, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    words = json.dumps({"execute": command, "arguments": arguments})
-    answer = json.loads(mesh.lab.host(guest.host()).virsh("qemu-agent-command", guest.uid, words))
-    found: dict[str, Any] = answer["return"]
-    return found
-
-
 def silence_agent(mesh: Mesh, guest: Guest) -> None:
     """The guest's agent stops for good, once it has answered that a shell will see to it."""
     script = "sleep 2; killall -STOP qemu-ga"
-    _agent(mesh, guest, "guest-exec", {"path": "/bin/sh", "arg": ["-c", script]})
+    ask_agent(mesh, guest, "guest-exec", {"path": "/bin/sh", "arg": ["-c", script]})
     host, ping = mesh.lab.host(guest.host()), json.dumps({"execute": "guest-ping"})
 
     def silent() -> bool:

@@ -14,11 +14,12 @@ from remuda.image.v1.image_pb2 import Image
 from remuda.image.v1.source_pb2 import ImageSource
 from remuda_core.errors import Reason
 from remuda_core.rpc.status import from_status
+from remuda_lab.inside import in_guest
 from remuda_lab.mesh import Guest, Mesh, unpack_metadata
 
 from tests.e2e.mesh import picturing
 from tests.e2e.mesh.conftest import leaving_nothing
-from tests.e2e.mesh.picturing import begin, equals_disk, image_is_gone, in_guest, left_of_snapshots, made
+from tests.e2e.mesh.picturing import begin, equals_disk, image_is_gone, left_of_snapshots, made
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 

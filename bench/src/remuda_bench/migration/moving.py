@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from remuda.compute.v1 import operation_pb2
 from remuda.compute.v1.operation_pb2 import OperationMetadata
 from remuda_lab.errors import LabError
 from remuda_lab.guest_view import GuestState, GuestView
-from remuda_lab.mesh import Guest, Mesh, unpack_metadata
+from remuda_lab.mesh import Guest, Mesh
 from remuda_lab.pinger import Pinger, PingReport
 
 from remuda_bench.migration import virsh
@@ -22,6 +21,7 @@ from remuda_bench.migration.plan import Round, Tool
 from remuda_bench.migration.sightings import GONE, PAUSED, RESUMED, Sightings
 from remuda_bench.migration.twin import Twin
 from remuda_bench.usage import Usage
+from remuda_bench.watching import watched
 
 PING_SECONDS = 0.005
 AFTERMATH_SECONDS = 0.5
@@ -90,7 +90,7 @@ class ByRemuda:
         requested = time.time()
         operation = mesh.live_migrate(self.guest, to=turn.target)
         admitted = time.time()
-        ended = _watch(mesh, operation.name)
+        ended = watched(mesh, operation.name, timeout=DONE_SECONDS)
         done = time.time()
         record = mesh.migration_of(operation.name)
         started = next((one.time for one in record.timeline if one.type == "JOB_STARTED"), None)
@@ -231,15 +231,6 @@ def _check_alive(mover: Mover, before: GuestState) -> None:
     after = mover.view.wait_tick(before.memory_tick)
     if after.boot_nonce != before.boot_nonce:
         raise LabError(f"the guest of {mover.tool} did not move, it booted again")
-
-
-def _watch(mesh: Mesh, name: str) -> OperationMetadata:
-    """Raises LabError when the stream ends before the operation."""
-    request = operation_pb2.WatchOperationRequest(name=name)
-    for message in mesh.watches.WatchOperation(request, timeout=DONE_SECONDS):
-        if message.operation.done:
-            return unpack_metadata(message.operation)
-    raise LabError(f"the watch of {name} ended before it")
 
 
 def _seconds(stamp: Timestamp) -> float:

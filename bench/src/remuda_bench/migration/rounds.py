@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from remuda_lab.errors import LabError
 from remuda_lab.mesh import IMAGE, Mesh
 from remuda_lab.processes import ProcessRef
 
+from remuda_bench import machine
 from remuda_bench.migration.figures import Figures, Idle, Move
 from remuda_bench.migration.moving import ByRemuda, Bystanders, ByVirsh, measure
 from remuda_bench.migration.plan import HOSTS, Kind, Round, Tool, rounds
@@ -60,7 +60,7 @@ def run_bench(mesh: Mesh, settings: Settings, *, tell: Tell = lambda _: None) ->
     idle.rest(0.5)
     return Figures(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=_machine(mesh),
+        machine=machine.with_guests(mesh, HOSTS[0]),
         load={"at the start": load, "at the end": os.getloadavg()[0]},
         settings={
             "runs": settings.runs,
@@ -159,19 +159,3 @@ def _processes(mesh: Mesh) -> dict[str, ProcessRef]:
 def _usage(processes: Mapping[str, ProcessRef]) -> Usage:
     seconds = {name: cpu_seconds(process) for name, process in processes.items()}
     return Usage(at=time.monotonic(), seconds=seconds)
-
-
-def _machine(mesh: Mesh) -> dict[str, str]:
-    versions = mesh.lab.host(HOSTS[0]).virsh("version").splitlines()
-    running = {line.partition(":")[0]: line.partition(":")[2].strip() for line in versions}
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    host = mesh.host(HOSTS[0])
-    return {
-        "processors": str(os.cpu_count()),
-        "memory": f"{memory / (1 << 30):.0f} GiB",
-        "kernel": platform.release(),
-        "libvirt": running.get("Using library", "unknown").removeprefix("libvirt "),
-        "QEMU": running.get("Running hypervisor", "unknown").removeprefix("QEMU "),
-        "guests run under": "KVM" if host.inventory.domain_type == "kvm" else "TCG",
-        "Python": platform.python_version(),
-    }

@@ -33,10 +33,11 @@ class Names:
     address: str
 
     @classmethod
-    def new(cls) -> Names:
+    def new(cls, number: int = 0) -> Names:
+        """``number``: 0 to 9, one for each that runs at a time."""
         identity = uuid.uuid4()
         tail = ":".join(identity.hex[n : n + 2] for n in (0, 2, 4))
-        return cls(uid=str(identity), mac=f"52:54:00:{tail}", address=str(ADDRESS))
+        return cls(uid=str(identity), mac=f"52:54:00:{tail}", address=str(ADDRESS + number))
 
 
 def twin_xml(text: str, *, of: str, names: Names) -> str:
@@ -91,21 +92,27 @@ class Twin:
 
     def start(self, host: str, guest: Guest) -> None:
         """As a copy of ``guest``, which is on this host. Raises CommandFailed."""
+        self.lay(host, guest)
+        self.make_overlay(host)
+        self.mesh.lab.host(host).virsh("define", f"{self.inside}/domain.xml")
+        self.mesh.lab.host(host).virsh("start", self.uid)
+
+    def lay(self, host: str, guest: Guest) -> None:
+        """What is copied of ``guest``: its config drive, and its definition as domain.xml. Raises
+        CommandFailed.
+        """
         self.files(host).mkdir(parents=True)
-        self._make_overlay(host)
         self._make_drive(host, guest)
         definition = self.mesh.lab.host(host).virsh("dumpxml", "--inactive", guest.uid)
         definition = twin_xml(definition, of=guest.uid, names=self.names)
         (self.files(host) / "domain.xml").write_text(definition)
-        self.mesh.lab.host(host).virsh("define", f"{self.inside}/domain.xml")
-        self.mesh.lab.host(host).virsh("start", self.uid)
 
     def expect_at(self, target: str) -> None:
         """Disks for a block migration, equal in size and empty. Raises CommandFailed."""
         if self.kind is Kind.SHARED:
             return
         self.files(target).mkdir(parents=True)
-        self._make_overlay(target)
+        self.make_overlay(target)
         with (self.files(target) / "config.img").open("wb") as drive:
             drive.truncate(self.drive_bytes)
 
@@ -125,7 +132,8 @@ class Twin:
                 self.mesh.lab.host(name).virsh("undefine", self.uid)
             shutil.rmtree(self.files(name).parent, ignore_errors=True)
 
-    def _make_overlay(self, host: str) -> None:
+    def make_overlay(self, host: str) -> None:
+        """Its disk, empty. Raises CommandFailed."""
         words = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.base]
         self.mesh.lab.host(host).run([*words, f"{self.inside}/disk.qcow2", str(self.size_bytes)])
 
@@ -143,19 +151,24 @@ class Twin:
 
 def make_twin(mesh: Mesh, guest: Guest, kind: Kind, *, host: str) -> Twin:
     """Of a guest of Remuda's that was just launched on ``host``; boots. Raises LabError."""
+    twin = plan_twin(mesh, guest, kind, host=host, names=Names.new())
+    twin.start(host, guest)
+    return twin
+
+
+def plan_twin(mesh: Mesh, guest: Guest, kind: Kind, *, host: str, names: Names) -> Twin:
+    """Of a guest of Remuda's on ``host``; nothing of it is there yet. Raises LabError."""
     where = mesh.lab.host(host)
     pool = LOCAL_POOL if kind is Kind.BLOCK else SHARED_POOL
     info = json.loads(
         where.run(["qemu-img", "info", "-U", "--output=json", f"{pool}/instances/{guest.uid}/disk.qcow2"])
     )
     drive = mesh.directory(host, guest.uid, kind.pool) / "config.img"
-    twin = Twin(
+    return Twin(
         mesh=mesh,
         kind=kind,
-        names=Names.new(),
+        names=names,
         base=info["backing-filename"],
         size_bytes=info["virtual-size"],
         drive_bytes=drive.stat().st_size,
     )
-    twin.start(host, guest)
-    return twin
