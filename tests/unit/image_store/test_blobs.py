@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import ImageId
-from remuda_core.images.chunks import Digest, digest_of
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of
 from remuda_image_store.blobs import Blobs
 from remuda_image_store.content import Content, chunk_key
 from remuda_image_store.uploads import read_back
@@ -39,6 +40,33 @@ async def test_a_blind_put_does_the_same_work_for_a_blob_that_is_there(
     assert there == len(synced) - there > 0
     assert await blobs.get("chunks/ab/name") == b"first"
     assert list((tmp_path / "a backend/.tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["", "where O_DIRECT is refused"])
+@pytest.mark.parametrize("size", [0, 5, 300_000, CHUNK_BYTES, CHUNK_BYTES + 100_000])
+async def test_what_is_read_once_past_the_page_cache_is_the_same(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch, size: int, refuses: bool
+) -> None:
+    whole = random.Random(size).randbytes(size)
+    opened: list[int] = []
+    real = os.open
+
+    def opening(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            opened.append(flags)
+            if refuses:
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", opening)
+    await blobs.put("chunks/ab/name", whole, head=b"\1")
+    opened.clear()
+    assert await blobs.get_parted("chunks/ab/name", 1, once=True) == (b"\1", whole)
+    assert opened
+    assert await blobs.get_parted("chunks/ab/name", 1) == (b"\1", whole)
+    assert len(opened) == 1
+    with pytest.raises(FileNotFoundError):
+        await blobs.get_parted("chunks/ab/none", 1, once=True)
 
 
 async def test_only_finished_blobs_are_listed_and_nothing_else_is_left(blobs: Blobs, tmp_path: Path) -> None:

@@ -77,11 +77,16 @@ class Blobs:
             result = await obstore.get_async(self._store, key)
             return bytes(await result.bytes_async())
 
-    async def get_parted(self, key: str, head_bytes: int) -> tuple[bytes, bytes]:
-        """What `put` was given as `head`, and the rest. Raises FileNotFoundError."""
+    async def get_parted(self, key: str, head_bytes: int, *, once: bool = False) -> tuple[bytes, bytes]:
+        """What `put` was given as `head`, and the rest. Raises FileNotFoundError.
+
+        `once`: it is not worth a place in this machine's page cache.
+        """
         if self._root is not None:
             with _answering():
-                return await asyncio.to_thread(local_files.get_parted, self._root / key, head_bytes)
+                return await asyncio.to_thread(
+                    local_files.get_parted, self._root / key, head_bytes, once=once
+                )
         with _answering():
             result = await obstore.get_async(self._store, key)
             blob = memoryview(await result.bytes_async())

@@ -64,17 +64,21 @@ class Content:
         """What a host has sent, verified. How long it takes does not tell whether it was there."""
         await self._put_new(chunk_key(digest), stored.data, head=pack_head(stored), blind=True)
 
-    async def stored_chunk(self, digest: Digest) -> Stored:
-        """As it is stored, not verified."""
+    async def stored_chunk(self, digest: Digest, *, once: bool = False) -> Stored:
+        """As it is stored, not verified. `once`: see `Blobs.get_parted`."""
+
+        def read(key: str) -> Awaitable[tuple[bytes, bytes]]:
+            return self._blobs.get_parted(key, HEAD_BYTES, once=once)
+
         try:
-            return unpack_parts(*await self._reading(chunk_key(digest), self._get_parted))
+            return unpack_parts(*await self._reading(chunk_key(digest), read))
         except (FileNotFoundError, DamagedChunk) as error:
             self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
 
     async def chunk(self, digest: Digest, length: int) -> bytes:
-        """The plain bytes, verified."""
-        stored = await self.stored_chunk(digest)
+        """The plain bytes, verified; for a client: hosts ask for what is stored."""
+        stored = await self.stored_chunk(digest, once=True)
         try:
             return await asyncio.to_thread(decode, stored, digest, length)
         except DamagedChunk as error:
@@ -115,9 +119,6 @@ class Content:
     async def _get(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
         return await self._reading(key, self._blobs.get)
-
-    async def _get_parted(self, key: str) -> tuple[bytes, bytes]:
-        return await self._blobs.get_parted(key, HEAD_BYTES)
 
     async def _reading(self, key: str, read: Callable[[str], Awaitable[T]]) -> T:
         """Raises FileNotFoundError. For reading, also what is doomed is good while it is there."""

@@ -1,8 +1,9 @@
 """Blobs as files: written whole under a temporary name, on the disk before the name says so. Blocking.
 
 Chunks go to the disk past the page cache (O_DIRECT): copying them into it costs more processor time than
-all hashing, and what has just been uploaded is not what is read next. Where the file system does not do that,
-they are written as everything else.
+all hashing, and what has just been uploaded is not what is read next. A client that downloads an image reads
+them the same way: a disk of a hundred gibibytes, sent once, would else push out of the cache what many hosts
+ask for. Where the file system does not do that, they are written and read as everything else.
 """
 
 import contextlib
@@ -53,8 +54,12 @@ def put(root: Path, key: str, head: bytes, data: bytes, *, blind: bool) -> bool:
     return new
 
 
-def get_parted(path: Path, head_bytes: int) -> tuple[bytes, bytes]:
-    """Read apart, so that the longer part is not copied once more."""
+def get_parted(path: Path, head_bytes: int, *, once: bool) -> tuple[bytes, bytes]:
+    """Read apart, so that the longer part is not copied once more. `once`: nobody is expected to read it
+    again soon.
+    """
+    if once and (parts := _read_direct(path, head_bytes)) is not None:
+        return parts
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         return read_at(file.fileno(), 0, head_bytes), read_at(file.fileno(), head_bytes, size - head_bytes)
@@ -107,6 +112,26 @@ def _write_direct(path: Path, head: bytes, data: bytes) -> bool:
             return False
         raise
     return True
+
+
+def _read_direct(path: Path, head_bytes: int) -> tuple[bytes, bytes] | None:
+    """None: not here."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            size = os.fstat(fd).st_size
+            if not _DIRECT_FROM_BYTES <= size <= _BUFFER_BYTES:
+                return None
+            buffer = _buffer()
+            if os.preadv(fd, [buffer], 0) != size:
+                return None
+            return buffer[:head_bytes], buffer[head_bytes:size]
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return None
+        raise
 
 
 def _write_all(fd: int, view: memoryview) -> None:
