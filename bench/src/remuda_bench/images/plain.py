@@ -53,8 +53,8 @@ class Client:
         return str(self._up(_frames(file)).value.decode())
 
     def receive(self, source: Path, file: Path) -> None:
-        """`source`: at the other end."""
-        with file.open("wb") as stream:
+        """`source`: at the other end; `file`: is there, and as long."""
+        with file.open("r+b") as stream:
             frames: Iterable[BytesValue] = self._down(BytesValue(value=bytes(source)))
             for frame in frames:
                 stream.write(frame.value)
