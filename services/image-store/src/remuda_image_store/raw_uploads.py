@@ -22,7 +22,7 @@ from remuda_core.images.manifest import Manifest, chunk_count, chunk_length
 from remuda_image_store.content import Content
 from remuda_image_store.inspection import HEAD_BYTES, check_raw
 from remuda_image_store.records import Changed, Found, Records, UploadState
-from remuda_image_store.uploads import check_frame, check_segments, mismatch
+from remuda_image_store.uploads import check_place, check_segments, mismatch
 
 # Each commit is a blob and a transaction, both on disk: a fast upload gathers many chunks for one.
 _PAUSE_SECONDS = 0.25
@@ -85,12 +85,19 @@ class RawReceiver:
         beginning of another format, and what an earlier chunk has failed with.
         """
         self._check()
-        check_frame(frame, expected=self._received, safe=self.committed_bytes, file_bytes=self._file_bytes)
-        if not frame.data:
+        data = frame.data  # Each look at this field copies it.
+        check_place(
+            frame.offset,
+            len(data),
+            expected=self._received,
+            safe=self.committed_bytes,
+            file_bytes=self._file_bytes,
+        )
+        if not data:
             return
-        self._pieces.append(frame.data)
-        self._gathered += len(frame.data)
-        self._received += len(frame.data)
+        self._pieces.append(data)
+        self._gathered += len(data)
+        self._received += len(data)
         while self._gathered >= CHUNK_BYTES:
             await self._cut()
         if self._received == self._file_bytes and self._gathered:

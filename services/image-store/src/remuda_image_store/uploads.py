@@ -57,16 +57,17 @@ class Receiver:
 
     async def take(self, frame: image_pb2.UploadImageRequest) -> None:
         """Raises UPLOAD_OFFSET_MISMATCH, INVALID_ARGUMENT beyond the announced size, and as `flush`."""
-        expected = self.committed_bytes + self._gathered
-        check_frame(
-            frame,
-            expected=expected,
+        data = frame.data  # Each look at this field copies it.
+        check_place(
+            frame.offset,
+            len(data),
+            expected=self.committed_bytes + self._gathered,
             safe=self.committed_bytes,
             file_bytes=self._found.record.image.file_bytes,
         )
-        if frame.data:
-            self._pieces.append(frame.data)
-            self._gathered += len(frame.data)
+        if data:
+            self._pieces.append(data)
+            self._gathered += len(data)
         if self._gathered >= PART_BYTES:
             await self.flush()
 
@@ -119,11 +120,11 @@ async def read_back(content: Content, upload: store_pb2.UploadRecord) -> AsyncIt
             raise _damaged(image, position)
 
 
-def check_frame(frame: image_pb2.UploadImageRequest, *, expected: int, safe: int, file_bytes: int) -> None:
-    """Raises UPLOAD_OFFSET_MISMATCH, INVALID_ARGUMENT beyond the announced size."""
-    if frame.offset != expected:
-        raise mismatch(f"the next byte is {expected}, not {frame.offset}", safe)
-    if expected + len(frame.data) > file_bytes:
+def check_place(offset: int, length: int, *, expected: int, safe: int, file_bytes: int) -> None:
+    """Of a frame. Raises UPLOAD_OFFSET_MISMATCH, INVALID_ARGUMENT beyond the announced size."""
+    if offset != expected:
+        raise mismatch(f"the next byte is {expected}, not {offset}", safe)
+    if expected + length > file_bytes:
         raise invalid_argument("data", f"the file was announced with {file_bytes} bytes")
 
 
