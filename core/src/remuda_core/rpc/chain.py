@@ -54,7 +54,8 @@ class Chain(grpc.aio.ServerInterceptor):
     """Streams without an end of their own: they are ended when the server drains."""
     forwarded: Collection[str] = frozenset()
     """Streams of bytes that this server passes on to another one, which checks them: only the caller's first
-    message is parsed, admitted and validated here. The handler gets, and may answer with, serialized ones.
+    message is parsed, admitted and validated here. The handler gets, and may answer with, serialized ones (so
+    may the handler that such a stream of answers begins at).
     """
     _draining: bool = field(default=False, init=False)
     _endless_tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)

@@ -35,7 +35,7 @@ from remuda_image_store.content import Content
 from remuda_image_store.damage import Damage
 from remuda_image_store.filling import Filling
 from remuda_image_store.handlers.chunks import Chunks
-from remuda_image_store.handlers.images import Images
+from remuda_image_store.handlers.images import SERIALIZED, Images
 from remuda_image_store.importing import Importer
 from remuda_image_store.known_chunks import Lengths
 from remuda_image_store.records import Records
@@ -134,6 +134,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
                 metrics=metrics,
                 # Users go through the api, which holds the policy of projects and quotas.
                 kinds=frozenset({Kind.SERVICE, Kind.HOST}),
+                forwarded=SERIALIZED,
                 drain_seconds=settings.drain_seconds,
             )
         )

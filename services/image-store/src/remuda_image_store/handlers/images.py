@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 from google.protobuf import empty_pb2
 from remuda.image.v1 import image_pb2, image_pb2_grpc
@@ -19,6 +20,9 @@ from remuda_image_store.uploads import Receiver
 
 # Of all uploads together, each some 12 MiB of memory: enough that the disk and all processors have work.
 _CHUNKS_AT_ONCE = max(6, 2 * (os.cpu_count() or 2))
+
+SERIALIZED = frozenset({"/remuda.image.v1.ImageService/DownloadImage"})
+"""Rpcs whose answers are serialized already when they come from the handler."""
 
 
 class Images(image_pb2_grpc.ImageServiceServicer):
@@ -76,15 +80,16 @@ class Images(image_pb2_grpc.ImageServiceServicer):
 
     async def DownloadImage(
         self, request: image_pb2.DownloadImageRequest, context: object
-    ) -> AsyncIterator[image_pb2.DownloadImageResponse]:
+    ) -> AsyncIterator[Any]:
+        # Serialized: see SERIALIZED.
         found = await self._records.by_name(request.name)
         digest = found.manifest_digest
         if found.state != Image.STATE_ACTIVE or digest is None:
             raise no_longer(found, "ACTIVE")
         manifest = await self._content.manifest(digest)
         async for frame in download.frames(manifest, self._content, request.offset, request.format):
-            self._moved.labels("downloaded").inc(len(frame.data))
-            yield frame
+            self._moved.labels("downloaded").inc(frame.data_bytes)
+            yield frame.serialized
 
     async def CreateImage(self, request: image_pb2.CreateImageRequest, context: object) -> Image:
         raise _at_the_api()
