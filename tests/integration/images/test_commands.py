@@ -40,6 +40,8 @@ HOLE_BYTES = CHUNK_BYTES
 DISK = noise(1, 3 * CHUNK_BYTES) + bytes(HOLE_BYTES) + noise(2, MIB + 512)
 # Fewer than any transfer of DISK takes, and more than a chunk.
 HELD_AFTER_BYTES = 9 * MIB
+# Within HTTP/2's first window: it arrives though nothing comes back.
+TINY_BYTES = 48 << 10
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,34 @@ async def test_a_command_that_is_killed_goes_on_where_it_was_and_the_file_is_the
     assert partial() == []
     assert (await alice.run("delete", "golden", "--yes")).code == ExitCode.DONE
     await alice.until_gone("golden")
+
+
+async def test_a_command_that_is_killed_before_it_hears_that_it_is_done_is_told_so_when_it_runs_again(
+    alice: Commands, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.raw"
+    file.write_bytes(noise(3, TINY_BYTES))
+    proxy = alice.proxy
+    # All that goes in front of the bytes is less than that.
+    proxy.hold_requests(after_bytes=TINY_BYTES // 2)
+    uploading = await alice.start("create", file, "--guest-agent")
+    await wait_for(lambda: proxy.holds_requests, timeout=WAIT_SECONDS)
+    await proxy.restore()
+    proxy.freeze_answers()
+
+    async def active() -> bool:
+        asked = image_pb2.GetImageRequest(name="projects/demo/images/tiny")
+        return (await alice.client.images.GetImage(asked)).state == Image.STATE_ACTIVE
+
+    await wait_for(active, timeout=WAIT_SECONDS)
+    await alice.kill(uploading)
+    done = await alice.run("create", file, "--guest-agent", "-o", "json")
+    assert done.json["state"] == "STATE_ACTIVE"
+    # Not the same: the bytes are not known to be, or it says something else of its guests.
+    for options in (("--guest-agent", "--no-checksum"), ("--guest-agent", "--rescue"), ()):
+        assert (await alice.run("create", file, *options)).code == ExitCode.CONFLICT
+    assert (await alice.run("delete", "tiny", "--yes")).code == ExitCode.DONE
+    await alice.until_gone("tiny")
 
 
 async def test_an_image_goes_through_all_commands(alice: Commands, bob: Commands, tmp_path: Path) -> None:

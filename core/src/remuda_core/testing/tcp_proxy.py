@@ -20,6 +20,10 @@ class _Gate:
         """Bytes."""
         self.open()
 
+    @property
+    def is_shut(self) -> bool:
+        return not self._is_open.is_set()
+
     def open(self) -> None:
         self._left = math.inf
         self._is_open.set()
@@ -63,6 +67,11 @@ class TcpProxy:
     def request_bytes(self) -> int:
         """That have come through to the target, in all."""
         return self._requests.passed
+
+    @property
+    def holds_requests(self) -> bool:
+        """Whether what `hold_requests` lets through is used up."""
+        return self._requests.is_shut
 
     @property
     def answer_bytes(self) -> int:
