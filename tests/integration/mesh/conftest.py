@@ -24,7 +24,7 @@ from remuda.compute.v1 import (
 )
 from remuda.image.v1 import image_pb2
 from remuda.store.v1.operation_pb2 import LeaderRecord
-from remuda_core.errors import RemudaError
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId
@@ -165,6 +165,21 @@ class Cluster:
             instance_pb2.ListInstanceEventsRequest(parent=name)
         )
         return [event.type for event in answer.events]
+
+    # --- images ---
+
+    async def delete_image(self, name: str) -> None:
+        """Gone when it returns."""
+        await self.alice.images.DeleteImage(image_pb2.DeleteImageRequest(name=name))
+
+        async def gone() -> bool:
+            try:
+                await self.alice.images.GetImage(image_pb2.GetImageRequest(name=name))
+            except grpc.aio.AioRpcError as error:
+                return from_rpc_error(error).reason is Reason.IMAGE_NOT_FOUND
+            return False
+
+        await wait_for(gone, timeout=READY_SECONDS, last_status=self.mesh.log_tails)
 
     # --- operations ---
 

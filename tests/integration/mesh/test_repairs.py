@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 from google.longrunning import operations_pb2 as lro
 from remuda.image.v1 import image_pb2
 from remuda.store.v1 import gc_pb2
@@ -16,10 +15,10 @@ from remuda.store.v1 import image_pb2 as store_pb2
 from remuda_core.errors import Reason
 from remuda_core.etcd.model import EventKind
 from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of
-from remuda_core.rpc.status import from_rpc_error, from_status
+from remuda_core.rpc.status import from_status
 from remuda_core.testing.waiting import wait_for
 
-from tests.integration.mesh.conftest import Cluster, Instance, refusal, upload
+from tests.integration.mesh.conftest import Cluster, Instance, upload
 
 MIB = 1 << 20
 WAIT_SECONDS = 150.0
@@ -61,19 +60,6 @@ class Disk:
         async for frame in self.cluster.alice.images.DownloadImage(request):
             disk += frame.data or bytes(frame.zero_bytes)
         return bytes(disk)
-
-    async def delete(self) -> None:
-        await self.cluster.alice.images.DeleteImage(image_pb2.DeleteImageRequest(name=self.image.name))
-
-    async def until_gone(self) -> None:
-        async def gone() -> bool:
-            try:
-                await self.cluster.alice.images.GetImage(image_pb2.GetImageRequest(name=self.image.name))
-            except grpc.aio.AioRpcError as error:
-                return from_rpc_error(error).reason is Reason.IMAGE_NOT_FOUND
-            return False
-
-        await wait_for(gone, timeout=WAIT_SECONDS, last_status=self.cluster.mesh.log_tails)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,7 +132,7 @@ def counted(cluster: Cluster, service: str, metric: str) -> float:
     return float(found[1])
 
 
-async def test_what_rots_is_found_by_the_scrub_and_made_good_by_a_host_and_an_image_in_use_stays(
+async def test_what_rots_is_found_by_the_scrub_and_made_good_out_of_a_hosts_cache(
     cluster: Cluster,
 ) -> None:
     disk = await Disk.uploaded(cluster, "rotting")
@@ -165,11 +151,8 @@ async def test_what_rots_is_found_by_the_scrub_and_made_good_by_a_host_and_an_im
     # By hosts, and not by an upload of the same content.
     assert counted(cluster, "image-store", "remuda_image_damage_repaired_total") >= before + len(rotten)
     assert (await cluster.get(guest.name)).state == Instance.STATE_RUNNING
-
-    assert (await refusal(disk.delete())).reason is Reason.IMAGE_IN_USE
     await cluster.delete(guest.name)
-    await disk.delete()
-    await disk.until_gone()
+    await cluster.delete_image(disk.image.name)
 
 
 async def test_a_launch_that_meets_damage_has_it_made_good_out_of_another_hosts_cache(
@@ -187,8 +170,7 @@ async def test_a_launch_that_meets_damage_has_it_made_good_out_of_another_hosts_
     assert damage.images == {disk.digest(1).hex(): {disk.image.uid}}
     await _whole_on_beta(cluster, disk, first)
     await cluster.delete_all()
-    await disk.delete()
-    await disk.until_gone()
+    await cluster.delete_image(disk.image.name)
 
 
 async def _whole_on_beta(cluster: Cluster, disk: Disk, first: lro.Operation) -> None:
