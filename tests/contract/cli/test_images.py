@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from remuda.image.v1 import image_pb2
 from remuda_core.errors import RemudaError, already_exists
 
@@ -50,14 +51,17 @@ def test_an_upload_that_makes_no_way_is_given_up(gateway: Any, tmp_path: Path) -
     assert len(gateway.state.asked("GetUpload")) == 6
 
 
-def test_the_same_command_again_takes_up_an_unfinished_upload(gateway: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [image_pb2.Image.STATE_UPLOADING, image_pb2.Image.STATE_PENDING])
+def test_the_same_command_again_takes_up_an_unfinished_upload(
+    gateway: Any, tmp_path: Path, state: "image_pb2.Image.State.ValueType"
+) -> None:
     file = disk(tmp_path, 2 * MIB)
     name = f"projects/demo/images/{'f' * 8}"
     gateway.state.images[name] = image_pb2.Image(
         name=name,
         uid="f" * 8,
         display_name="debian-12",
-        state=image_pb2.Image.STATE_UPLOADING,
+        state=state,
         format=image_pb2.Image.FORMAT_RAW,
         file_bytes=2 * MIB,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),

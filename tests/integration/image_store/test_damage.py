@@ -8,9 +8,10 @@ import grpc
 import pytest
 from remuda.image.v1 import chunk_pb2
 from remuda.store.v1 import image_pb2 as store_pb2
-from remuda_core.errors import Reason
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.ids import HostId, ImageId
-from remuda_core.images.chunks import CHUNK_BYTES, Digest, digest_of, encode
+from remuda_core.images.chunks import CHUNK_BYTES, Digest, Encoding, Stored, digest_of, encode
+from remuda_core.images.fetch import ImageFetcher
 from remuda_core.rpc.status import from_rpc_error
 from remuda_core.testing.waiting import wait_for
 from remuda_image_store.testing import Cloud, Images, Sample, noise
@@ -61,20 +62,24 @@ async def made(cloud: Cloud, images: Images, data: bytes) -> Sample:
 
 
 def frames(
-    grant: chunk_pb2.SignedGrant, image: ImageId, *chunks: bytes, digest: Digest | None = None
+    grant: chunk_pb2.SignedGrant,
+    image: ImageId,
+    *chunks: bytes,
+    digest: Digest | None = None,
+    stored: Stored | None = None,
 ) -> Iterator[chunk_pb2.RepairChunksRequest]:
-    """`digest`: another one than the chunk's."""
+    """`digest`: another one than the chunk's; `stored`: another encoding."""
     shown = False
     for chunk in chunks:
-        stored = encode(chunk)
-        for at in range(0, len(stored.data), FRAME_BYTES):
+        sent = stored or encode(chunk)
+        for at in range(0, len(sent.data), FRAME_BYTES):
             yield chunk_pb2.RepairChunksRequest(
                 grant=None if shown else grant,
                 image_id="" if shown else image,
                 digest=digest or digest_of(chunk),
-                data=stored.data[at : at + FRAME_BYTES],
-                last=at + FRAME_BYTES >= len(stored.data),
-                encoding=chunk_pb2.ReadChunksResponse.Encoding.ValueType(stored.encoding),
+                data=sent.data[at : at + FRAME_BYTES],
+                last=at + FRAME_BYTES >= len(sent.data),
+                encoding=chunk_pb2.ReadChunksResponse.Encoding.ValueType(sent.encoding),
             )
             shown = True
 
@@ -96,9 +101,11 @@ async def test_a_download_that_meets_damage_has_it_written_down_and_a_host_makes
     # It does not stand in the way of those who bring it.
     await wait_for(lambda: not blob_of(cloud, digest).exists(), timeout=SECONDS)
 
-    async def refused(*sent: bytes, grant: chunk_pb2.SignedGrant, image: ImageId, **rest: Digest) -> Reason:
+    async def refused(
+        *sent: bytes, grant: chunk_pb2.SignedGrant, image: ImageId, digest: Digest | None = None
+    ) -> Reason:
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await chunks.RepairChunks(frames(grant, image, *sent, **rest), timeout=SECONDS)
+            await chunks.RepairChunks(frames(grant, image, *sent, digest=digest), timeout=SECONDS)
         return from_rpc_error(error.value).reason
 
     grant, foreign = cloud.grant(host, sample.id), cloud.grant(host, other.id)
@@ -114,6 +121,53 @@ async def test_a_download_that_meets_damage_has_it_written_down_and_a_host_makes
     # Sent again because the answer was lost: nothing is left to do.
     again = await chunks.RepairChunks(frames(grant, sample.id, chunk), timeout=SECONDS)
     assert again.repaired == 0
+
+
+async def test_damage_that_only_a_host_meets_is_written_down_as_well(
+    cloud: Cloud, host: HostId, tmp_path: Path
+) -> None:
+    address = await cloud.serve()
+    images = await cloud.images(address)
+    disk = noise(5, 3 * CHUNK_BYTES)
+    sample = await cloud.create(disk)
+    manifest = (await images.upload(sample)).image.manifest_digest
+    # Not the first one that the host asks for.
+    digest = digest_of(disk[CHUNK_BYTES : 2 * CHUNK_BYTES])
+    spoil(blob_of(cloud, digest))
+    stub, grant = await cloud.chunks(address, host), cloud.grant(host, sample.id)
+    fetching = ImageFetcher([stub], owner=host, tries=2).fetch(
+        image_id=sample.id,
+        manifest_digest=Digest(bytes.fromhex(manifest)),
+        grant=grant,
+        directory=tmp_path / "bases",
+    )
+    with pytest.raises(RemudaError) as caught:
+        await fetching
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+    assert list((await wait_recorded(cloud, digest)).image_ids) == [sample.id]
+
+
+async def test_a_repaired_chunk_takes_no_more_room_than_the_one_that_was_damaged(
+    cloud: Cloud, host: HostId
+) -> None:
+    address = await cloud.serve()
+    images, chunks = await cloud.images(address), await cloud.chunks(address, host)
+    disk = b"compressible " * 1024
+    sample = await made(cloud, images, disk)
+    blob = blob_of(cloud, digest_of(disk))
+    stored = blob.read_bytes()
+    assert len(stored) < len(disk) // 10
+    spoil(blob)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await images.download(sample)
+    await wait_recorded(cloud, digest_of(disk))
+    await wait_for(lambda: not blob.exists(), timeout=SECONDS)
+    plain = Stored(encoding=Encoding.IDENTITY, data=disk)
+    sent = frames(cloud.grant(host, sample.id), sample.id, disk, stored=plain)
+    assert (await chunks.RepairChunks(sent, timeout=SECONDS)).repaired == 1
+    # Under another name, while its own was still being removed.
+    (repaired,) = blob.parent.glob(f"{blob.name}*")
+    assert repaired.read_bytes() == stored
 
 
 async def test_the_scrub_finds_damage_and_the_sweep_what_is_lost(cloud: Cloud) -> None:

@@ -24,7 +24,7 @@ from remuda.compute.v1 import (
 )
 from remuda.image.v1 import image_pb2
 from remuda.store.v1.operation_pb2 import LeaderRecord
-from remuda_core.errors import RemudaError
+from remuda_core.errors import Reason, RemudaError
 from remuda_core.etcd.client import Etcd
 from remuda_core.etcd.keys import Keys
 from remuda_core.ids import HostId
@@ -165,6 +165,21 @@ class Cluster:
             instance_pb2.ListInstanceEventsRequest(parent=name)
         )
         return [event.type for event in answer.events]
+
+    # --- images ---
+
+    async def delete_image(self, name: str) -> None:
+        """Gone when it returns."""
+        await self.alice.images.DeleteImage(image_pb2.DeleteImageRequest(name=name))
+
+        async def gone() -> bool:
+            try:
+                await self.alice.images.GetImage(image_pb2.GetImageRequest(name=name))
+            except grpc.aio.AioRpcError as error:
+                return from_rpc_error(error).reason is Reason.IMAGE_NOT_FOUND
+            return False
+
+        await wait_for(gone, timeout=READY_SECONDS, last_status=self.mesh.log_tails)
 
     # --- operations ---
 
@@ -330,33 +345,34 @@ async def populate(mesh: Mesh) -> None:
                 ),
             )
         )
-        await _upload(alice, mesh)
+        await upload(alice, mesh, "small", IMAGE)
 
 
-async def _upload(alice: Client, mesh: Mesh) -> None:
+async def upload(alice: Client, mesh: Mesh, display_name: str, disk: bytes) -> image_pb2.Image:
+    """ACTIVE."""
     image = image_pb2.Image(
-        display_name="small",
+        display_name=display_name,
         format=image_pb2.Image.FORMAT_RAW,
-        file_bytes=len(IMAGE),
-        sha256=hashlib.sha256(IMAGE).hexdigest(),
+        file_bytes=len(disk),
+        sha256=hashlib.sha256(disk).hexdigest(),
     )
     made = await alice.images.CreateImage(image_pb2.CreateImageRequest(parent=PROJECT, image=image))
 
     def frames() -> Iterator[image_pb2.UploadImageRequest]:
-        for offset in range(0, len(IMAGE), MIB):
-            data = IMAGE[offset : offset + MIB]
+        for offset in range(0, len(disk), MIB):
+            data = disk[offset : offset + MIB]
             yield image_pb2.UploadImageRequest(
-                name=made.name, offset=offset, data=data, finish=offset + len(data) == len(IMAGE)
+                name=made.name, offset=offset, data=data, finish=offset + len(data) == len(disk)
             )
 
     await alice.images.UploadImage(frames())
 
-    async def active() -> bool:
+    async def active() -> image_pb2.Image | None:
         found = await alice.images.GetImage(image_pb2.GetImageRequest(name=made.name))
         assert found.state != image_pb2.Image.STATE_FAILED, found.status_message
-        return found.state == image_pb2.Image.STATE_ACTIVE
+        return found if found.state == image_pb2.Image.STATE_ACTIVE else None
 
-    await wait_for(active, timeout=READY_SECONDS, last_status=mesh.log_tails)
+    return await wait_for(active, timeout=READY_SECONDS, last_status=mesh.log_tails)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ FRAME_BYTES = 1 << 20
 ATTEMPTS = 5
 """Broken streams in a row that moved no byte before the upload is given up."""
 _GOES_ON = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED)
+_PROPERTIES = ("min_disk_gib", "min_memory_mib", "architecture", "guest_agent", "rescue")
 _QCOW2_MAGIC = b"QFI\xfb"
 
 Image = image_pb2.Image
@@ -46,7 +47,7 @@ def sha256_of(file: Path) -> str:
 
 
 def record_for(session: Session, image: Image, request_id: str) -> Image:
-    """The image's record: made now, or the one that an earlier upload of the same file left UPLOADING."""
+    """The image's record: made now, or the one that an earlier upload of the same file has left."""
     gateway = session.gateway
     request = image_pb2.CreateImageRequest(
         parent=gateway.project, image=image, request_id=request_id, validate_only=session.dry_run
@@ -58,13 +59,26 @@ def record_for(session: Session, image: Image, request_id: str) -> Image:
             raise
         name = f"{gateway.project}/images/{image.display_name}"
         found = gateway.call(gateway.images.GetImage, image_pb2.GetImageRequest(name=name))
-        same = all(
-            getattr(found, field) == getattr(image, field) for field in ("format", "file_bytes", "sha256")
-        )
-        if found.state != Image.STATE_UPLOADING or not same:
+        if not _is_left_of(found, image):
             raise
         session.note(f"going on with the upload of {image.display_name} ({found.uid})")
         return found
+
+
+def _is_left_of(found: Image, image: Image) -> bool:
+    """Whether `found` is what a command that was broken off has made of the same `image`."""
+    same = all(getattr(found, field) == getattr(image, field) for field in ("format", "file_bytes", "sha256"))
+    if found.state in (Image.STATE_UPLOADING, Image.STATE_PENDING):
+        return same
+    # Broken off when it had only to hear that it is done. Without a SHA-256 the bytes may be others.
+    return found.state == Image.STATE_ACTIVE and same and bool(image.sha256) and _says_the_same(found, image)
+
+
+def _says_the_same(found: Image, image: Image) -> bool:
+    visibility = image.visibility or Image.VISIBILITY_PRIVATE
+    return (found.visibility, set(found.shared_with)) == (visibility, set(image.shared_with)) and all(
+        getattr(found, field) == getattr(image, field) for field in _PROPERTIES
+    )
 
 
 def send(session: Session, file: Path, record: Image) -> Image:

@@ -1,12 +1,44 @@
-"""A network between a client and a server that a test can cut, or make silent."""
+"""A network between a client and a server that a test can cut, make silent, or let only so much through."""
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 _CHUNK = 1 << 16
+
+
+class _Gate:
+    """One direction, of all connections."""
+
+    def __init__(self) -> None:
+        self._is_open = asyncio.Event()
+        self._left = math.inf
+        self.passed = 0
+        """Bytes."""
+        self.open()
+
+    @property
+    def is_shut(self) -> bool:
+        return not self._is_open.is_set()
+
+    def open(self) -> None:
+        self._left = math.inf
+        self._is_open.set()
+
+    def shut(self, *, after: float = 0) -> None:
+        self._left = after
+        if not after:
+            self._is_open.clear()
+
+    async def passing(self, length: int) -> None:
+        if length > self._left:
+            self._is_open.clear()
+        await self._is_open.wait()
+        self._left -= length
+        self.passed += length
 
 
 class TcpProxy:
@@ -17,10 +49,8 @@ class TcpProxy:
         self._port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._requests = asyncio.Event()
-        self._answers = asyncio.Event()
-        self._requests.set()
-        self._answers.set()
+        self._requests = _Gate()
+        self._answers = _Gate()
         self.last_request_at = 0.0
         """time.monotonic() when a client last sent something."""
 
@@ -33,10 +63,24 @@ class TcpProxy:
         """How many stand now."""
         return len(self._connections)
 
+    @property
+    def request_bytes(self) -> int:
+        """That have come through to the target, in all."""
+        return self._requests.passed
+
+    @property
+    def holds_requests(self) -> bool:
+        """Whether what `hold_requests` lets through is used up."""
+        return self._requests.is_shut
+
+    @property
+    def answer_bytes(self) -> int:
+        return self._answers.passed
+
     async def restore(self) -> None:
         """Listen and forward; what `freeze` held back on connections that still stand is delivered."""
-        self._requests.set()
-        self._answers.set()
+        self._requests.open()
+        self._answers.open()
         if self._server is None:
             # reuse_address (asyncio's default) lets the same port be taken again after a cut.
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
@@ -53,12 +97,20 @@ class TcpProxy:
 
     def freeze(self) -> None:
         """Connections stay open, and nothing passes: the peer cannot tell it from a dead network."""
-        self._requests.clear()
-        self._answers.clear()
+        self._requests.shut()
+        self._answers.shut()
 
     def freeze_answers(self) -> None:
         """What the client sends still arrives; nothing comes back."""
-        self._answers.clear()
+        self._answers.shut()
+
+    def hold_requests(self, *, after_bytes: int) -> None:
+        """At most so many more reach the target: what needs more of them cannot be over before `restore`."""
+        self._requests.shut(after=after_bytes)
+
+    def hold_answers(self, *, after_bytes: int) -> None:
+        """The same for what comes back."""
+        self._answers.shut(after=after_bytes)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -91,13 +143,13 @@ class TcpProxy:
     async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
             self.last_request_at = time.monotonic()
-            await self._requests.wait()
+            await self._requests.passing(len(data))
             writer.write(data)
             await writer.drain()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
-            await self._answers.wait()
+            await self._answers.passing(len(data))
             writer.write(data)
             await writer.drain()
 

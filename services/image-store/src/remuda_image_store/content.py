@@ -76,11 +76,18 @@ class Content:
             self.on_damage(digest)
             raise _lost(f"chunk {digest.hex()} is lost or damaged in the store") from error
 
+    async def verified_chunk(self, digest: Digest, length: int) -> Stored:
+        """As it is stored; `length`: of the plain bytes."""
+        return (await self._verified(digest, length))[0]
+
     async def chunk(self, digest: Digest, length: int) -> bytes:
         """The plain bytes, verified; for a client: hosts ask for what is stored."""
-        stored = await self.stored_chunk(digest, once=True)
+        return (await self._verified(digest, length, once=True))[1]
+
+    async def _verified(self, digest: Digest, length: int, *, once: bool = False) -> tuple[Stored, bytes]:
+        stored = await self.stored_chunk(digest, once=once)
         try:
-            return await asyncio.to_thread(decode, stored, digest, length)
+            return stored, await asyncio.to_thread(decode, stored, digest, length)
         except DamagedChunk as error:
             self.on_damage(digest)
             raise _lost(str(error)) from error

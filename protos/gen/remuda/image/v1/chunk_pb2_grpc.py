@@ -79,7 +79,9 @@ class ChunkServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadChunks(self, request, context):
-        """Chunks of that image, in the order asked for, each as it is stored.
+        """Chunks of that image, in the order asked for, each as it is stored. The first one is verified before it is
+        sent (DIGEST_MISMATCH): whoever received bytes with another digest asks for that chunk first, which has
+        its damage written down and repaired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,10 @@ class ChunkServiceStub:
     GetManifest: _grpc.UnaryUnaryMultiCallable[_chunk_pb2.GetManifestRequest, _chunk_pb2.GetManifestResponse]
     """The ordered digests of an image that the grant lets the caller read."""
     ReadChunks: _grpc.UnaryStreamMultiCallable[_chunk_pb2.ReadChunksRequest, _chunk_pb2.ReadChunksResponse]
-    """Chunks of that image, in the order asked for, each as it is stored."""
+    """Chunks of that image, in the order asked for, each as it is stored. The first one is verified before it is
+    sent (DIGEST_MISMATCH): whoever received bytes with another digest asks for that chunk first, which has
+    its damage written down and repaired.
+    """
     FindChunks: _grpc.UnaryUnaryMultiCallable[_chunk_pb2.FindChunksRequest, _chunk_pb2.FindChunksResponse]
     """Which chunks of the new image are still to be sent. A chunk is only ever called known when an image that
     the grant may read has it, or this image's own upload has brought it.
@@ -56,7 +59,10 @@ class ChunkServiceAsyncStub(ChunkServiceStub):
     GetManifest: _aio.UnaryUnaryMultiCallable[_chunk_pb2.GetManifestRequest, _chunk_pb2.GetManifestResponse]  # type: ignore[assignment]
     """The ordered digests of an image that the grant lets the caller read."""
     ReadChunks: _aio.UnaryStreamMultiCallable[_chunk_pb2.ReadChunksRequest, _chunk_pb2.ReadChunksResponse]  # type: ignore[assignment]
-    """Chunks of that image, in the order asked for, each as it is stored."""
+    """Chunks of that image, in the order asked for, each as it is stored. The first one is verified before it is
+    sent (DIGEST_MISMATCH): whoever received bytes with another digest asks for that chunk first, which has
+    its damage written down and repaired.
+    """
     FindChunks: _aio.UnaryUnaryMultiCallable[_chunk_pb2.FindChunksRequest, _chunk_pb2.FindChunksResponse]  # type: ignore[assignment]
     """Which chunks of the new image are still to be sent. A chunk is only ever called known when an image that
     the grant may read has it, or this image's own upload has brought it.
@@ -85,7 +91,10 @@ class ChunkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chunk_pb2.ReadChunksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chunk_pb2.ReadChunksResponse], _abc.AsyncIterator[_chunk_pb2.ReadChunksResponse]]:
-        """Chunks of that image, in the order asked for, each as it is stored."""
+        """Chunks of that image, in the order asked for, each as it is stored. The first one is verified before it is
+        sent (DIGEST_MISMATCH): whoever received bytes with another digest asks for that chunk first, which has
+        its damage written down and repaired.
+        """
 
     @_abc_1.abstractmethod
     def FindChunks(
