@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -346,13 +345,13 @@ def test_keys_steer_on_a_terminal_and_q_leaves_it_running(gateway: Any) -> None:
     gateway.state.watches = [[gateway.state.operations[OPERATION]]]
     leader, follower = os.openpty()
     running = subprocess.Popen(
-        [REMUDA, "migration", "control", "web-1"],
+        # As a child of something that was started in the background. Not by code between fork and exec: in a
+        # process with a gRPC server its threads come back there and find their files closed.
+        ["env", "--ignore-signal=INT", REMUDA, "migration", "control", "web-1"],
         stdin=follower,
         stdout=subprocess.PIPE,
         stderr=follower,
         env={**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "120"},
-        # As a child of something that was started in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     os.close(follower)
     try:
@@ -381,7 +380,10 @@ def until(terminal: int, words: str, seconds: float = 90.0) -> str:
     while words not in shown:
         ready, _, _ = select.select([terminal], [], [], max(0.0, give_up - time.monotonic()))
         assert ready, f"{words!r} was not shown: ... {shown[-1500:]!r}"
-        shown += os.read(terminal, 65536).decode(errors="replace")
+        try:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+        except OSError as error:  # EIO: nobody has the other end any more
+            raise AssertionError(f"it ended before {words!r} was shown: ... {shown[-1500:]!r}") from error
     return shown
 
 

@@ -174,13 +174,22 @@ def test_a_timeout_ends_the_waiting_with_124_and_not_the_operation(gateway: Any)
 def test_ctrl_c_ends_the_waiting_with_130_and_says_how_to_attach_again(gateway: Any) -> None:
     gateway.state.watches = [[operation()]]
     process = subprocess.Popen(
-        [sys.executable, "-m", "remuda_cli", "instance", "live-migrate", "web-1"],
+        # A suite that was started in the background ignores SIGINT, and children inherit that. Not put right
+        # between fork and exec: there, gRPC's threads come back and find their files closed.
+        [
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-m",
+            "remuda_cli",
+            "instance",
+            "live-migrate",
+            "web-1",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ),
-        # A suite that was started in the background ignores it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not gateway.state.asked("WatchOperation"):
